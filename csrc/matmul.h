@@ -1,0 +1,229 @@
+// The matrix product: y[token, row] = sum over k of weight[row, k] x[token, k], plus bias.
+//
+// The law (contracts.md, 1): each (row, token) has sixteen f32 lanes, lane = k mod 16, filled in
+// ascending k by fused multiply-adds from zero, then one tree. Tiles, blocks, passes and workers only
+// choose which sums are made side by side and where they wait meanwhile, so every shape gives the
+// same bits. Weights are read where they lie; for many tokens a few rows at a time are expanded.
+#pragma once
+#include "ops.h"
+#include "pointwise.h"
+#include "simd.h"
+
+namespace seriatim {
+namespace {
+
+// Sums held in registers. AVX2, 3 x 2: 12 registers of sums, 2 of x, 1 of weights, of 16.
+constexpr int kTileRows = SERIATIM_WIDTH == 16 ? 4 : SERIATIM_WIDTH == 8 ? 3 : 2;
+constexpr int kTileTokens = SERIATIM_WIDTH == 16 ? 4 : SERIATIM_WIDTH == 8 ? 2 : 1;
+// For one token: four streams of memory, and enough chains of fma.
+constexpr int kSingleRows = SERIATIM_WIDTH > 4 ? 4 : 2;
+
+constexpr int64_t kFewTokens = 8;  // up to these, weights go straight from memory to the sums
+// For more, blocks: x of one pass (128 KB) and its sums (96 KB) stay in L2, a tile's rows in L1.
+constexpr int64_t kBlockTokens = 32, kBlockRows = 48, kDepth = 1024;
+
+SERIATIM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// One worker's scratch, in f32.
+struct Scratch {
+  float* x;        // [pass, token, kDepth], or [token, depth] for few tokens
+  float* weights;  // [row of a tile, kDepth]
+  float* sums;     // [row of a block, token of a block, lane]
+};
+
+constexpr int64_t kWeightFloats = 4 * kDepth, kSumFloats = kBlockRows * kBlockTokens * kLanes;
+
+SERIATIM_INLINE int64_t x_floats(int64_t depth) {
+  return (depth + kDepth - 1) / kDepth * kDepth * kBlockTokens;
+}
+
+int64_t linear_scratch(int64_t depth) { return x_floats(depth) + kWeightFloats + kSumFloats; }
+
+SERIATIM_INLINE Scratch carve(float* scratch, int64_t depth) {
+  float* weights = scratch + x_floats(depth);
+  return {scratch, weights, weights + kWeightFloats};
+}
+
+// Where a product's results go.
+struct Output {
+  const float* bias;  // [outputs] or none
+  float* y;           // [token, outputs]
+  int64_t outputs;
+};
+
+// Some rows of weights against some tokens, over n of k.
+template <class W>
+struct Slab {
+  const W* weights;  // [row, weight_stride]
+  const float* x;    // [token, x_stride]
+  int64_t weight_stride, x_stride, n;
+  float* sums;       // [row, kBlockTokens, lane], where they wait between passes
+  bool first, last;  // pass
+};
+
+// sums[r][t] += weights[r] x[t]. A register's worth of k at a time: `weight` is loaded once and used
+// T times, which the compiler must be told (it would rather load it T times).
+template <int R, int T, class W>
+SERIATIM_INLINE void accumulate(const Slab<W>& slab, f32x16 (&sums)[R][T]) {
+  const W* w = slab.weights;
+  const float* x = slab.x;
+  int64_t k = 0;
+  for (; k + kLanes <= slab.n; k += kLanes)
+    SERIATIM_UNROLL for (int i = 0; i < kParts; ++i) {
+      const int64_t at = k + i * kWidth;
+      Vec xs[T];
+      SERIATIM_UNROLL for (int t = 0; t < T; ++t) xs[t] = load_part(x + t * slab.x_stride + at);
+      SERIATIM_UNROLL for (int r = 0; r < R; ++r) {
+        const Vec weight = in_register(load_part(w + r * slab.weight_stride + at));
+        SERIATIM_UNROLL for (int t = 0; t < T; ++t)
+          sums[r][t].part[i] = fma(weight, xs[t], sums[r][t].part[i]);
+      }
+    }
+  if (k == slab.n) return;
+  for (int r = 0; r < R; ++r) {
+    const f32x16 weight = load_first(w + r * slab.weight_stride + k, slab.n - k);
+    for (int t = 0; t < T; ++t)
+      sums[r][t] = fma(weight, load_first(x + t * slab.x_stride + k, slab.n - k), sums[r][t]);
+  }
+}
+
+// R rows and T tokens: sums begun or taken up, added to, and put by or finished.
+template <int R, int T, class W>
+SERIATIM_INLINE void tile(const Slab<W>& slab, const Output& out, int64_t row, int64_t token) {
+  f32x16 sums[R][T];
+  const auto kept = [&](int r, int t) { return slab.sums + (r * kBlockTokens + t) * kLanes; };
+  SERIATIM_UNROLL for (int r = 0; r < R; ++r)
+    SERIATIM_UNROLL for (int t = 0; t < T; ++t)
+      sums[r][t] = slab.first ? zero() : load(kept(r, t));
+  accumulate(slab, sums);
+  SERIATIM_UNROLL for (int t = 0; t < T; ++t)
+    SERIATIM_UNROLL for (int r = 0; r < R; ++r) {
+      if (!slab.last) {
+        store(kept(r, t), sums[r][t]);
+        continue;
+      }
+      const float y = reduce(sums[r][t]);
+      out.y[(token + t) * out.outputs + row + r] = out.bias ? y + out.bias[row + r] : y;
+    }
+}
+
+template <int R, int T, class W>
+SERIATIM_INLINE void all_tokens(Slab<W> slab, const Output& out, int64_t row, int64_t tokens) {
+  const auto next = [&](int n) {
+    slab.x += n * slab.x_stride;
+    slab.sums += n * kLanes;
+  };
+  int64_t t = 0;
+  for (; t + T <= tokens; t += T, next(T)) tile<R, T>(slab, out, row, t);
+  for (; t < tokens; ++t, next(1)) tile<R, 1>(slab, out, row, t);
+}
+
+// ---- few tokens: one pass, weights read once from memory -----------------------------------------
+
+template <int R, int T, class W>
+void few_tokens(const W* weights, const float* x, int64_t depth, const Output& out, Range rows,
+                int64_t tokens) {
+  const auto slab = [&](int64_t row) {
+    return Slab<W>{weights + row * depth, x, depth, depth, depth, nullptr, true, true};
+  };
+  int64_t row = rows.begin;
+  for (; row + R <= rows.end; row += R) all_tokens<R, T>(slab(row), out, row, tokens);
+  for (; row < rows.end; ++row) all_tokens<1, T>(slab(row), out, row, tokens);
+}
+
+// ---- many tokens: blocks of tokens and rows, passes over k ----------------------------------------
+
+// R rows in one pass, all tokens of the block; f32 weights in place, others expanded once for all.
+template <int R, class W>
+void some_rows(const W* weights, int64_t depth, Slab<float> slab, float* expanded,
+               const Output& out, int64_t row, int64_t tokens) {
+  if constexpr (sizeof(W) == sizeof(float)) {
+    slab.weights = weights;
+    slab.weight_stride = depth;
+  } else {
+    for (int r = 0; r < R; ++r) expand(weights + r * depth, expanded + r * kDepth, slab.n);
+    slab.weights = expanded;
+    slab.weight_stride = kDepth;
+  }
+  all_tokens<R, kTileTokens>(slab, out, row, tokens);
+}
+
+template <class W>
+void row_block(const W* weights, int64_t depth, const Scratch& scratch, const Output& out,
+               Range rows, int64_t tokens) {
+  for (int64_t k = 0; k < depth; k += kDepth) {
+    const float* x = scratch.x + k * kBlockTokens;
+    const auto slab = [&](int64_t row) {
+      float* sums = scratch.sums + (row - rows.begin) * kBlockTokens * kLanes;
+      return Slab<float>{nullptr, x, 0, kDepth, least(depth - k, kDepth), sums, k == 0,
+                         k + kDepth >= depth};
+    };
+    const W* at = weights + k;
+    int64_t row = rows.begin;
+    for (; row + kTileRows <= rows.end; row += kTileRows)
+      some_rows<kTileRows>(at + row * depth, depth, slab(row), scratch.weights, out, row, tokens);
+    for (; row < rows.end; ++row)
+      some_rows<1>(at + row * depth, depth, slab(row), scratch.weights, out, row, tokens);
+  }
+}
+
+// ---- the op ---------------------------------------------------------------------------------------
+
+// x as the product takes it: rounded for bf16 weights.
+template <class W>
+SERIATIM_INLINE void prepare(const float* from, float* to, int64_t n) {
+  sixteens(n, [&](int64_t i, int64_t m) SERIATIM_INLINE_LAMBDA {
+    const f32x16 x = load_up_to(from + i, m);
+    store_up_to(to + i, __is_same(W, bf16) ? round_bf16(x) : x, m);
+  });
+}
+
+template <class W>
+void linear_few(const W* weights, const float* x, int64_t depth, const Scratch& scratch,
+                const Output& out, Range rows, int64_t tokens) {
+  if (__is_same(W, bf16)) {
+    prepare<W>(x, scratch.x, tokens * depth);
+    x = scratch.x;
+  }
+  tokens == 1 ? few_tokens<kSingleRows, 1>(weights, x, depth, out, rows, 1)
+              : few_tokens<kTileRows, kTileTokens>(weights, x, depth, out, rows, tokens);
+}
+
+template <class W>
+void linear_many(const W* weights, const float* x, int64_t depth, const Scratch& scratch,
+                 const Output& out, Range rows, int64_t tokens) {
+  for (int64_t k = 0; k < depth; k += kDepth)
+    for (int64_t t = 0; t < tokens; ++t)
+      prepare<W>(x + t * depth + k, scratch.x + k * kBlockTokens + t * kDepth,
+                 least(depth - k, kDepth));
+  for (int64_t row = rows.begin; row < rows.end; row += kBlockRows)
+    row_block(weights, depth, scratch, out, {row, least(row + kBlockRows, rows.end)}, tokens);
+}
+
+template <class W>
+void linear(const Call& call, Worker worker) {
+  const Tensor& weight = call.record->tensors[0];
+  const W* weights = static_cast<const W*>(weight.data);
+  const float* bias = static_cast<const float*>(call.record->tensors[1].data);
+  const int64_t depth = weight.columns, outputs = weight.rows;
+  const Range rows = share(outputs, call.rows == 1 ? kSingleRows : kTileRows, worker);
+  const Scratch scratch = carve(worker.scratch, depth);
+  for (int64_t t = 0; t < call.rows; t += kBlockTokens) {
+    const int64_t tokens = least(call.rows - t, kBlockTokens);
+    const Output out{bias, call.output + t * outputs, outputs};
+    const float* x = call.inputs[0] + t * depth;
+    tokens <= kFewTokens ? linear_few(weights, x, depth, scratch, out, rows, tokens)
+                         : linear_many(weights, x, depth, scratch, out, rows, tokens);
+  }
+}
+
+void linear(const Call& call, Worker worker) {
+  switch (call.record->tensors[0].type) {
+    case Type::kF32: return linear<float>(call, worker);
+    case Type::kF16: return linear<f16>(call, worker);
+    case Type::kBF16: return linear<bf16>(call, worker);
+  }
+}
+
+}  // namespace
+}  // namespace seriatim

@@ -1,0 +1,125 @@
+// The closed table of ops that a forward pass is written in, and what a kernel is given.
+//
+// Start here. A model is a list of `Record`s over numbered buffers (slots), made by
+// kernels/record.py; `Plan` (plan.h) checks it once and runs it, record after record, in every
+// worker. Each instruction set fills one table of kernels (`Isa`), all of them bitwise equal.
+// A test checks codes and word lists against kernels/ops.py.
+//
+// Axis letters: T tokens, R rows that need logits, S sequences, B blocks of a sequence, D width,
+// N outputs, F inner width of an MLP, V vocabulary, H query heads, G key/value heads, C channels of
+// one head, A rotated channels of one head. All values between ops are f32.
+//
+// This header is read by translation units with different instruction set flags: it must hold no
+// function that the compiler could emit out of line.
+#pragma once
+#include <cstdint>
+
+namespace seriatim {
+
+enum class Op : int {
+  kEmbed,      // table[V,D] -> [T,D]; source
+  kLinear,     // x[T,D], weight[N,D], bias[N]? -> [T,N]
+  kNorm,       // x[T,D], weight[D/heads]?, bias[D/heads]? -> [T,D]; kind, heads; eps
+  kRotary,     // frequencies[A/2] -> [T,A], cos then sin; scale
+  kRope,       // x[T,H*C], angles[T,A] -> [T,H*C]; heads, layout
+  kAttention,  // query[T,H*C], key[T,G*C], value[T,G*C] -> [T,H*C]; layer .. window; scale, softcap
+  kGate,       // gate[T,F], up[T,F] -> [T,F]; activation
+  kActivate,   // x[T,F] -> [T,F]; activation
+  kAdd,        // x[T,D], y[T,D] -> [T,D]
+  kScale,      // x[T,D] -> [T,D]; factor
+  kSoftcap,    // x[T,D] -> [T,D]; cap
+  kRows,       // x[T,D] -> [R,D]
+  kStore,      // not in a plan: the half of kAttention that writes the cache, before a barrier
+};
+inline constexpr int kOps = 12;      // that a plan can name
+inline constexpr int kKernels = 13;  // with kStore
+inline constexpr const char* kOpNames[kOps] = {
+    "embed", "linear", "norm", "rotary", "rope", "attention",
+    "gate", "activate", "add", "scale", "softcap", "rows"};
+
+enum Activation { kSilu, kGelu, kGeluTanh, kRelu, kRelu2 };
+enum NormKind { kRms, kLayerNorm };
+enum Layout { kHalf, kInterleaved };
+enum Source { kIds, kPosition };
+inline constexpr const char* kActivations[] = {"silu", "gelu", "gelu_tanh", "relu", "relu2"};
+inline constexpr const char* kNorms[] = {"rms", "layer"};
+inline constexpr const char* kLayouts[] = {"half", "interleaved"};
+inline constexpr const char* kSources[] = {"ids", "position"};
+inline constexpr const char* kVisible[] = {"causal"};
+
+// Where a record's integer and float attributes lie, in the order of kernels/ops.py.
+enum EmbedInt { kEmbedSource };
+enum NormInt { kNormKind, kNormHeads };
+enum RopeInt { kRopeHeads, kRopeLayout, kRopeTurned };  // turned: the width of the angles
+enum AttentionInt {
+  kAttentionLayer, kAttentionHeads, kAttentionKvHeads, kAttentionVisible, kAttentionWindow
+};
+enum AttentionFloat { kAttentionScale, kAttentionSoftcap };
+enum GateInt { kActivation };  // of kGate and kActivate
+
+enum class Type : int { kF32, kF16, kBF16 };
+inline constexpr int64_t kTypeBytes[] = {4, 2, 2};
+
+// A matrix lies where the caller has it (a mapped file), at any alignment, row-major. Vectors
+// (biases, norm weights, frequencies) are small: expanded to f32 once, rows = 1.
+struct Tensor {
+  Type type;
+  const void* data;  // [rows, columns]; nullptr: an optional input that is absent
+  int64_t rows, columns;
+};
+
+// What does not change from step to step.
+struct Record {
+  Op op;
+  int inputs[3], output;  // slots
+  Tensor tensors[2];
+  int64_t width_in, width_out;  // f32 in one row of the first input and of the output
+  int64_t ints[5];
+  double floats[2];
+};
+
+// Positions in one cache block, and keys in one attention chunk, aligned to position 0.
+inline constexpr int64_t kBlock = 64;
+
+// One step's work, checked. Rows of sequences that share a step are laid end to end.
+struct Batch {
+  const int32_t *ids, *position, *sequence;  // [T]
+  const int32_t* block_table;                // [S,B], -1 unused
+  const int32_t* rows;                       // [R]
+  int64_t tokens, sequences, blocks, row_count;
+};
+
+// Keys then values of a layer, each [kv head][slot][channel], one layer after another.
+struct Cache {
+  Type type;
+  char* const* blocks;     // 64-byte aligned, never moved
+  const int64_t* offsets;  // bytes from a block's start to a layer's keys
+};
+
+// One record, with this step's pointers.
+struct Call {
+  const Record* record;
+  const float* inputs[3];
+  float* output;
+  int64_t rows;  // T or R
+  const Batch* batch;
+  const Cache* cache;
+};
+
+struct Worker {
+  int64_t index, count;
+  float* scratch;  // 64-byte aligned, as long as `Isa::scratch` asked for
+};
+
+using Kernel = void (*)(const Call&, Worker);
+
+// One instruction set's kernels, by op code.
+struct Isa {
+  const char* name;
+  Kernel kernels[kKernels];
+  int64_t (*scratch)(const Record&);  // floats that one worker needs
+};
+
+extern const Isa kAvx512, kAvx2, kPlain;
+
+}  // namespace seriatim

@@ -1,0 +1,143 @@
+"""Raw objects (text, bytes, later notes, residues, pixels) to and from ids.
+
+A codec is one file here, registered by its name; files that begin with an underscore are parts of
+them. Nothing here knows a model: the engine sees ids and never a codec.
+
+    codec = codecs.load(Path("some/model"))
+    codec.decode(codec.encode("Hello"))
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from seriatim import registry
+from seriatim.codecs._files import read_json
+from seriatim.codecs._watch import Watch
+from seriatim.errors import FileError
+
+__all__ = ["Codec", "Stream", "Watch", "load"]
+
+PACKAGE = "seriatim.codecs"
+VERSION = 1  # of codec.json
+
+
+class Stream(Protocol):
+    """Decodes ids one at a time; what it has returned is never taken back."""
+
+    def feed(self, id: int, /) -> str:
+        """The text that `id` completes: "" while a character is still unfinished."""
+        ...
+
+    def finish(self) -> str:
+        """What is left: one U+FFFD if the ids ended inside a character, else ""."""
+        ...
+
+
+class Codec(Protocol):
+    """What a codec is: `decode(encode(x)) == canonical(x)`, and streaming equals decoding at once.
+
+    Attributes:
+        name: its name in the registry and in codec.json.
+        size: one more than the largest id.
+        unit: what one symbol of the raw object is ("byte", "note", "residue", "pixel").
+        ends: the ids that end a sequence, as far as the tokenizer's own files say.
+        start: the ids that the model's own post-processor puts in front of a prompt.
+        specials: special ids by their text, which `encode` reads as plain text.
+
+    `after` is the ids that came before (a prompt): a continuation keeps its leading space where a
+    tokenizer drops that of a whole text.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def ends(self) -> tuple[int, ...]: ...
+    @property
+    def start(self) -> tuple[int, ...]: ...
+    @property
+    def specials(self) -> Mapping[str, int]: ...
+
+    def encode(self, raw: Any, /) -> list[int]:
+        """The ids of `raw` alone: nothing is added, special-looking text is plain text."""
+        ...
+
+    def prompt(self, raw: Any, /) -> list[int]:
+        """`start` and the ids of `raw`."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> Any:
+        """The raw object of `ids`; special ids and ids without a piece render as nothing."""
+        ...
+
+    def stream(self, *, after: Sequence[int] = ()) -> Stream:
+        """Incremental decoding: its pieces, joined, are the text of `decode` on the same ids."""
+        ...
+
+    def units(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> int:
+        """How many units `ids` stand for; special ids are none."""
+        ...
+
+    def canonical(self, raw: Any, /) -> Any:
+        """What `decode(encode(raw))` must give: `raw`, or the form this codec reduces it to."""
+        ...
+
+    def differs(self, ids: Sequence[int]) -> bool:
+        """Whether encoding the decoded object gives other ids."""
+        ...
+
+    def examples(self) -> list[Any]:
+        """Objects that the law tests encode."""
+        ...
+
+    def render(self, raw: Any, /) -> dict[str, Any]:
+        """A MIME bundle: content by type, always with text/plain."""
+        ...
+
+    def read(self, path: Path, /) -> Any:
+        """The raw object in a file."""
+        ...
+
+    def write(self, raw: Any, path: Path, /) -> None:
+        """Writes the raw object to a file."""
+        ...
+
+    def save(self, folder: Path, /) -> None:
+        """Writes codec.json and what else `load` and other programs need."""
+        ...
+
+
+def load(folder: Path) -> Codec | None:
+    """The codec of a model folder, or None if nothing in it says what its ids mean.
+
+    codec.json decides; without one, tokenizer files (tokenizer.json, a SentencePiece .model,
+    GPT-2's vocabulary and merges) mean the codec `text`.
+
+    Raises:
+        FileError: a file that is damaged, or of a kind that cannot be honoured whole.
+        RequestError: codec.json names a codec that is not registered.
+    """
+    if not (path := folder / "codec.json").exists():
+        return registry.get(PACKAGE, "text").load(folder, {})
+    name, options = _declared(path)
+    codec = registry.get(PACKAGE, name).load(folder, options)
+    if codec is None:
+        raise FileError(f"{path} names the codec {name}, but {folder} has no files for it")
+    return codec
+
+
+def _declared(path: Path) -> tuple[str, dict[str, Any]]:
+    match read_json(path):
+        case {"codec": str(name), "version": int(version), "options": dict(options), **rest}:
+            if rest:
+                raise FileError(f"{path} has the unknown key {min(rest)!r}", fix="remove it")
+            if version != VERSION:
+                raise FileError(f"{path} has version {version}", expected=f"version {VERSION}")
+            return name, options
+    raise FileError(
+        f"{path} is incomplete", expected='{"codec": "...", "version": 1, "options": {}}'
+    )

@@ -1,0 +1,250 @@
+"""The one loop: schedule, run, sample, finish. Everything that generates or scores goes through it.
+
+Ids depend on a request and the weights only (contracts.md, law of company), so requests may join,
+leave, be cut into chunks or be preempted at any step.
+"""
+
+from collections.abc import Iterator, Sequence
+from threading import RLock
+from typing import Any, Protocol
+
+import numpy as np
+
+from seriatim.engine.cache import BlockPool
+from seriatim.engine.options import parse, silent, token_ids
+from seriatim.engine.request import Request, Rows, Watch
+from seriatim.engine.sampler import Draw, draw
+from seriatim.engine.scheduler import Scheduler, Work
+from seriatim.errors import NumericError, RequestError, SeriatimError
+from seriatim.kernels.ops import BLOCK, Batch, Runtime
+
+
+class Servable(Protocol):
+    """What the engine needs of a model."""
+
+    @property
+    def runtime(self) -> Runtime: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def ends(self) -> Sequence[int]: ...
+    @property
+    def blocks(self) -> int:
+        """The most cache blocks there may be."""
+        ...
+
+
+class Engine:
+    """Runs any mix of requests on one model, one step at a time.
+
+    Args:
+        model: what `seriatim.load` gives.
+        budget: the most ids computed in one step.
+        chunk: the most ids of one request in one step; default: `budget`.
+        most: the most requests that run together; others wait.
+
+    Example:
+        >>> import seriatim
+        >>> engine = seriatim.Engine(seriatim.load("tales"))
+        >>> request = engine.add([1, 2, 3], max_tokens=4, seed=0)
+        >>> while not request.done:
+        ...     changed = engine.step()
+        >>> request.usage.generated
+        4
+    """
+
+    def __init__(
+        self, model: Servable, *, budget: int = 256, chunk: int | None = None, most: int = 256
+    ) -> None:
+        self.model = model
+        self.pool = BlockPool(model.blocks, model.runtime.resize)
+        self.scheduler = Scheduler(self.pool, budget=budget, chunk=chunk or budget, most=most)
+        self._ends = frozenset(model.ends)
+        self._lock = RLock()
+        self._count = 0
+
+    def add(
+        self,
+        ids: Sequence[int],
+        *,
+        sample: int = 0,
+        watch: Watch | None = None,
+        rows: Rows | None = None,
+        generate: bool = True,
+        **options: Any,
+    ) -> Request:
+        """Queue a request; `step` until it is `done`.
+
+        Args:
+            ids: the prompt.
+            sample: which of `n` samples of this prompt it is; part of the noise.
+            watch: told each sampled id, it ends the request at a stop string.
+            rows: called with (position, logits [R, V]) until it has seen every prompt position.
+            generate: False ends the request where the first id would be sampled.
+            options: as for `Model.generate`.
+
+        Raises:
+            RequestError: an option or id that cannot be honoured, or a prompt that fills the
+                context.
+        """
+        prompt = token_ids("prompt", ids, self.model.vocab_size)
+        parsed = parse(options, self.model.vocab_size)
+        self._refuse(prompt, room=int(generate))
+        with self._lock:
+            self._count += 1
+            parsed = parsed if generate else silent(parsed)
+            request = Request(self._count, list(prompt), parsed, sample, watch, rows)
+            self.scheduler.add(request)
+        return request
+
+    def step(self) -> list[Request]:
+        """Compute once; the requests that moved on. An empty list: nothing is queued."""
+        with self._lock:
+            work = self.scheduler.schedule()
+            if not work:
+                return []
+            logits = self._run(work)
+            for item in work:
+                self._settle(item)
+            for item, some in zip(work, logits, strict=True):
+                self._advance(item, some)
+            return [item.request for item in work]
+
+    def abort(self, request: Request) -> None:
+        """End a request now and free its cache; one that is done stays as it is."""
+        with self._lock:
+            if not request.done:
+                self._end(request, "abort")
+
+    def check(self) -> None:
+        """Verify the cache's books: free + used = total, and every use is a request's."""
+        self.pool.check(request.blocks for request in self.scheduler.running)
+
+    def _refuse(self, prompt: tuple[int, ...], *, room: int) -> None:
+        if not prompt:
+            raise RequestError("the prompt is empty", expected="at least one id")
+        most = self.model.context - room
+        if len(prompt) > most:
+            raise RequestError(
+                f"the prompt has {len(prompt)} ids and the context is {self.model.context}",
+                expected=f"at most {most}",
+                fix="shorten the prompt, or load with a longer context if the model has one",
+            )
+
+    def _run(self, work: list[Work]) -> list[np.ndarray]:
+        """Logits of each item's rows, checked to be finite."""
+        batch, counts = _pack(work)
+        logits = self.model.runtime.step(batch)
+        some = np.split(logits, np.cumsum(counts)[:-1])
+        finite = np.split(self.model.runtime.finite(), np.cumsum(counts)[:-1])
+        for item, fine in zip(work, finite, strict=True):
+            if not fine.all():
+                item.request.error = NumericError(
+                    f"the logits are not finite; the first such tensor is "
+                    f"{self.model.runtime.trace(batch)}",
+                    fix="check the weights, or load with a wider precision",
+                )
+        return some
+
+    def _settle(self, item: Work) -> None:
+        """The keys and values are written: count them, and let others find full blocks."""
+        item.request.computed += item.count
+        if item.request.error is None:
+            self.scheduler.publish(item.request)
+
+    def _advance(self, item: Work, logits: np.ndarray) -> None:
+        request = item.request
+        try:
+            if request.error is None:
+                self._sample(item, logits)
+        except Exception as error:  # a request's own fault must not stop the others
+            request.error = error if isinstance(error, SeriatimError) else _wrapped(error)
+        if request.error is not None:
+            self.scheduler.remove(request)
+
+    def _sample(self, item: Work, logits: np.ndarray) -> None:
+        request = item.request
+        start = request.computed - item.count
+        if request.rows is not None and start < request.prompt:
+            request.rows(start, logits[: request.prompt - start])
+        if request.pending:
+            return
+        request.lap("decode" if request.generated else "prefill")
+        if request.options.max_tokens == 0:
+            self._end(request, "max_tokens")
+        else:
+            self._accept(request, self._draw(request, logits[-1]))
+
+    def _draw(self, request: Request, logits: np.ndarray) -> Draw:
+        options, done = request.options, request.generated
+        early = options.ignore_end or done < options.min_tokens
+        return draw(
+            logits,
+            options.sampling,
+            ids=request.ids,
+            prompt=request.prompt,
+            seed=options.seed,
+            sample=request.sample,
+            forbidden=tuple(self._ends) if early and not options.ignore_end else (),
+            forced=options.forced_ids[done] if done < len(options.forced_ids) else None,
+            top=options.logprobs or 0,
+        )
+
+    def _accept(self, request: Request, drawn: Draw) -> None:
+        """Take one id; a stop wins over a full length (contracts.md, 15)."""
+        request.usage.generated += 1
+        if drawn.id in self._ends and not request.options.ignore_end:
+            request.ending = drawn
+            return self._end(request, drawn.id)
+        request.ids.append(drawn.id)
+        request.draws.append(drawn)
+        if request.watch is not None:
+            piece, met = request.watch.feed(drawn.id)
+            request.pieces.append(piece)
+            if met is not None:
+                return self._end(request, met)
+        if request.generated == request.options.max_tokens:
+            self._end(request, "max_tokens")
+        elif len(request.ids) == self.model.context:
+            self._end(request, "context")
+
+    def _end(self, request: Request, stop: int | str) -> None:
+        request.stop = stop
+        self.scheduler.remove(request)
+
+
+def _pack(work: list[Work]) -> tuple[Batch, list[int]]:
+    """The batch of a step, and how many rows of logits each item has."""
+    spans = [(w.request.computed, w.request.computed + w.count) for w in work]
+    starts = np.cumsum([0] + [w.count for w in work])
+    rows = [list(_rows(w, int(start))) for w, start in zip(work, starts[:-1], strict=True)]
+    table = np.full((len(work), max(-(-end // BLOCK) for _, end in spans)), -1, np.int32)
+    for line, w in zip(table, work, strict=True):
+        line[: len(w.request.blocks)] = [block.index for block in w.request.blocks]
+    batch = Batch(
+        ids=np.array(
+            [i for w, (a, b) in zip(work, spans, strict=True) for i in w.request.ids[a:b]], np.int32
+        ),
+        position=np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in spans]),
+        sequence=np.repeat(np.arange(len(work), dtype=np.int32), [w.count for w in work]),
+        block_table=table,
+        rows=np.array([row for some in rows for row in some], np.int32),
+    )
+    return batch, [len(some) for some in rows]
+
+
+def _rows(work: Work, start: int) -> Iterator[int]:
+    """All of them when a prompt is scored, the last when the next id is due, else none."""
+    request = work.request
+    if request.reads_prompt:
+        yield from range(start, start + work.count)
+    elif request.computed + work.count == len(request.ids):
+        yield start + work.count - 1
+
+
+def _wrapped(error: Exception) -> SeriatimError:
+    wrapped = SeriatimError(f"the request failed: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,171 @@
+"""The options of a request: their names, their ranges, and the errors for everything else."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from math import isfinite
+from operator import index
+from secrets import randbits
+from typing import Any
+
+from seriatim.engine.sampler import Sampling
+from seriatim.errors import RequestError, did_you_mean
+
+MOST_LOGPROBS = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """A validated request: what is sampled, how long, and what is reported."""
+
+    seed: int
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_end: bool = False
+    logprobs: int | None = None  # None: none; else how many alternatives beside the chosen
+    forced_ids: tuple[int, ...] = ()
+    priority: int = 0  # higher is served first
+    tenant: str = ""
+
+
+def parse(given: Mapping[str, Any], vocab_size: int) -> Options:
+    """Check request options by name, type and range.
+
+    Raises:
+        RequestError: the first option that cannot be honoured, and what would be.
+    """
+    for name in given:
+        if name not in _CHECKS:
+            raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, _CHECKS))
+    values = {name: _CHECKS[name](name, value, vocab_size) for name, value in given.items()}
+    drawn = values.pop("seed", None)
+    sampling = Sampling(**{k: v for k, v in values.items() if k in _SAMPLING})
+    rest = {k: v for k, v in values.items() if k not in _SAMPLING}
+    options = Options(randbits(64) if drawn is None else drawn, sampling, **rest)
+    return _consistent(options)
+
+
+def silent(options: Options) -> Options:
+    """The same request, generating nothing."""
+    return replace(options, max_tokens=0)
+
+
+def whole(name: str, value: Any, low: float, high: float = float("inf")) -> int:
+    """An integer within [low, high]; a bool or a float is none."""
+    try:
+        number = index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        upper = f" to {high:.0f}" if isfinite(high) else " or more"
+        raise RequestError(f"{name} is {value!r}", expected=f"a whole number, {low}{upper}")
+    return number
+
+
+def token_ids(name: str, value: Any, vocab_size: int) -> tuple[int, ...]:
+    """Ids within the vocabulary, from any sequence of whole numbers."""
+    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+        raise RequestError(f"{name} is {value!r:.80}", expected="a list of ids")
+    ids = tuple(value)
+    for place, id in enumerate(ids):
+        integer = hasattr(id, "__index__") and not isinstance(id, bool)
+        if not integer or not 0 <= id < vocab_size:
+            raise RequestError(
+                f"{name}[{place}] is {id!r:.80}",
+                expected=f"an id from 0 to {vocab_size - 1} (the vocabulary has {vocab_size})",
+            )
+    return tuple(map(int, ids))
+
+
+def _consistent(options: Options) -> Options:
+    if options.max_tokens is not None and options.min_tokens > options.max_tokens:
+        raise RequestError(
+            f"min_tokens is {options.min_tokens} and max_tokens is {options.max_tokens}",
+            expected="min_tokens <= max_tokens",
+        )
+    allowed, banned = options.sampling.allowed_ids, set(options.sampling.banned_ids)
+    if allowed is not None and not set(allowed) - banned:
+        raise RequestError("allowed_ids and banned_ids leave no id", fix="allow at least one")
+    return options
+
+
+def _whole(low: int, high: float = float("inf")) -> Callable:
+    return lambda name, value, _: whole(name, value, low, high)
+
+
+def _optional(check: Callable) -> Callable:
+    return lambda name, value, vocab: None if value is None else check(name, value, vocab)
+
+
+def _real(low: float, high: float, *, open_low: bool = False) -> Callable:
+    def check(name: str, value: Any, _: int) -> float:
+        fine = isinstance(value, int | float) or hasattr(value, "__float__")
+        number = float(value) if fine and not isinstance(value, bool | str) else float("nan")
+        if not (low < number if open_low else low <= number) or not number <= high:
+            left, right = "(" if open_low else "[", "]" if isfinite(high) else ")"
+            expected = f"a number in {left}{low:g}, {high:g}{right}"
+            raise RequestError(f"{name} is {value!r}", expected=expected)
+        if not isfinite(number):
+            raise RequestError(f"{name} is {value!r}", expected="a finite number")
+        return number
+
+    return check
+
+
+def _flag(name: str, value: Any, _: int) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} is {value!r}", expected="True or False")
+    return value
+
+
+def _text(name: str, value: Any, _: int) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{name} is {value!r}", expected="a string")
+    return value
+
+
+def _logprobs(name: str, value: Any, _: int) -> int | None:
+    """False: none. True: the chosen id's. k: also the k likeliest."""
+    if isinstance(value, bool):
+        return 0 if value else None
+    return whole(name, value, 0, MOST_LOGPROBS)
+
+
+def _bias(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name} is {value!r:.80}", expected="a mapping from id to number")
+    ids = token_ids(name, value.keys(), vocab_size)
+    real = _real(-1e6, 1e6)
+    biases = (real(f"{name}[{i}]", b, vocab_size) for i, b in zip(ids, value.values(), strict=True))
+    return tuple(zip(ids, biases, strict=True))
+
+
+def _processors(name: str, value: Any, _: int) -> tuple:
+    if not isinstance(value, Sequence) or not all(callable(f) for f in value):
+        raise RequestError(f"{name} is {value!r:.80}", expected="a list of functions (ids, logits)")
+    return tuple(value)
+
+
+_CHECKS: dict[str, Callable[[str, Any, int], Any]] = {
+    "max_tokens": _optional(_whole(1)),
+    "min_tokens": _whole(0),
+    "temperature": _real(0, float("inf")),
+    "top_k": _whole(0),
+    "top_p": _real(0, 1, open_low=True),
+    "min_p": _real(0, 1),
+    "repetition_penalty": _real(0, float("inf"), open_low=True),
+    "presence_penalty": _real(-1e6, 1e6),
+    "frequency_penalty": _real(-1e6, 1e6),
+    "logit_bias": _bias,
+    "allowed_ids": _optional(token_ids),
+    "banned_ids": token_ids,
+    "processors": _processors,
+    "seed": _optional(_whole(0, 2**64 - 1)),
+    "ignore_end": _flag,
+    "logprobs": _logprobs,
+    "forced_ids": token_ids,
+    "priority": _whole(-(2**31), 2**31),
+    "tenant": _text,
+}
+_SAMPLING = {f.name for f in fields(Sampling)}
+NAMES = frozenset(_CHECKS)

@@ -1,0 +1,97 @@
+"""One sequence on its way through the engine: its ids, how many are computed, and how it ended."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from seriatim.engine.cache import Block
+from seriatim.engine.options import Options
+from seriatim.engine.sampler import Draw
+
+Rows = Callable[[int, np.ndarray], None]  # (position of the first row, logits [R, V])
+
+
+class Watch(Protocol):
+    """Text the engine does not see: told each id, it says whether a stop string is complete."""
+
+    def feed(self, id: int, /) -> tuple[str, str | None]: ...
+
+
+@dataclass
+class Usage:
+    """Counts of ids, and milliseconds by phase: waiting, reading the prompt, generating."""
+
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+
+@dataclass(eq=False)
+class Request:
+    """One sequence. `ids` grows; each step some of them are computed until `computed` catches up.
+
+    Attributes:
+        prompt: how many ids were given.
+        ids: the prompt and what was sampled, the end id excluded.
+        draws: one per sampled id, with log-probabilities; `ending` is the end id's.
+        stop: the end id or stop string met, "max_tokens", "context" or "abort"; None while it runs.
+        error: why it failed, if it did.
+    """
+
+    number: int  # arrival order
+    ids: list[int]
+    options: Options
+    sample: int = 0
+    watch: Watch | None = None
+    rows: Rows | None = None  # is given the logits of every prompt position
+    computed: int = 0
+    blocks: list[Block] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)  # what `watch` released, in order
+    ending: Draw | None = None
+    stop: int | str | None = None
+    error: Exception | None = None
+    usage: Usage = field(default_factory=Usage)
+    prompt: int = field(init=False)
+    since: float = field(default_factory=perf_counter)
+
+    def __post_init__(self) -> None:
+        self.prompt = self.usage.prompt = len(self.ids)
+
+    @property
+    def done(self) -> bool:
+        return self.stop is not None or self.error is not None
+
+    @property
+    def pending(self) -> int:
+        """How many ids are not yet computed."""
+        return len(self.ids) - self.computed
+
+    @property
+    def generated(self) -> int:
+        return len(self.ids) - self.prompt
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the next step still needs the logits of prompt positions."""
+        return self.rows is not None and self.computed < self.prompt
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Sorts the most urgent first: priority, then arrival."""
+        return (-self.options.priority, self.number)
+
+    def lap(self, phase: str) -> None:
+        """Add the time since the last lap to a phase."""
+        now = perf_counter()
+        name = f"{phase}_ms"
+        setattr(self.usage, name, getattr(self.usage, name) + 1000 * (now - self.since))
+        self.since = now

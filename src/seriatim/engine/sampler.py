@@ -1,0 +1,190 @@
+"""From logits to an id: a pure function of (logits, options, ids so far, position, sample).
+
+No generator state exists. The noise of an id at a position is Philox of (seed, sample, position,
+id); the id with the highest scaled logit plus Gumbel noise wins, which samples softmax exactly
+(Gumbel-max). Filter weights are integers, so sums are exact and no order of addition matters
+(contracts.md, 10 to 13).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+import numpy as np
+
+from seriatim.errors import NumericError, RequestError
+from seriatim.kernels.mathematics import exp, log, philox
+
+ONE = 2.0**40  # the integer weight of the best id
+REACH = 26.2  # noise spans [-3.2, 23]: a score further below the best cannot win
+
+Processor = Callable[[Sequence[int], np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an id is drawn; the order of the fields is the order in which they act."""
+
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    processors: tuple[Processor, ...] = ()
+    allowed_ids: tuple[int, ...] | None = None
+    banned_ids: tuple[int, ...] = ()
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sampled id, its log-probability under the model itself, and the likeliest ids beside it."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def draw(
+    logits: np.ndarray,
+    how: Sampling,
+    *,
+    ids: Sequence[int],
+    prompt: int,
+    seed: int,
+    sample: int = 0,
+    forbidden: Sequence[int] = (),
+    forced: int | None = None,
+    top: int = 0,
+) -> Draw:
+    """Sample the id at position `len(ids)`.
+
+    Args:
+        logits: float32 [vocabulary], finite.
+        how: penalties, filters, temperature.
+        ids: everything before the position.
+        prompt: how many of them were given.
+        seed: 64 bits.
+        sample: which of `n`.
+        forbidden: ids that cannot come here (end ids before `min_tokens`).
+        forced: the id to take, with its real log-probability.
+        top: how many of the likeliest ids to report.
+
+    Raises:
+        RequestError: no id is left.
+        NumericError: a processor returned something that is not finite or -inf.
+    """
+    own = logits.astype(np.float64)
+    if forced is None:
+        scores = _masked(_processed(own, how, ids, prompt), how, forbidden)
+        id = _pick(scores, how, position=len(ids), seed=seed, sample=sample)
+    else:
+        id = forced
+    normaliser = log_sum(logits[None])[0]
+    best = np.argsort(-own, kind="stable")[:top]
+    listed = tuple((int(i), float(own[i] - normaliser)) for i in best)
+    return Draw(id, float(own[id] - normaliser), listed)
+
+
+def log_sum(logits: np.ndarray) -> np.ndarray:
+    """log of the sum of exp along the last axis, from the exact integer sum: float64 [R] of [R, V].
+
+    Row by row, so that 15 passes of exp stay in the cache: 2.5 times faster than all at once.
+    """
+    return np.array([_log_sum(row.astype(np.float64)) for row in logits])
+
+
+def _log_sum(row: np.ndarray) -> float:
+    top = row.max()
+    total = _weights(row - top).sum(dtype=np.uint64)
+    return float(top + log(np.array(total / ONE)))
+
+
+def noise(ids: np.ndarray, *, position: int, seed: int, sample: int = 0) -> np.ndarray:
+    """Gumbel noise of each id: -log(-log u), u = (word + 0.5) / 2^32 (float64 [ids])."""
+    groups, where = np.unique(ids >> 2, return_inverse=True)
+    counter = np.zeros((len(groups), 4), np.uint32)
+    counter[:, 0], counter[:, 1], counter[:, 2] = groups, position, sample
+    words = philox(counter, seed)[where, ids & 3]
+    return -log(-log((words + 0.5) / 2.0**32))
+
+
+def _weights(z: np.ndarray) -> np.ndarray:
+    """round(exp(z) * 2^40) as uint64: 128 k of them still sum below 2^57, exactly."""
+    return np.rint(exp(z) * ONE).astype(np.uint64)
+
+
+def _processed(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> np.ndarray:
+    x = _penalised(x, how, ids, prompt)
+    for id, bias in how.logit_bias:
+        x[id] += bias
+    for processor in how.processors:
+        x = np.array(processor(tuple(ids), x.astype(np.float32)), dtype=np.float64)
+        if x.ndim != 1 or np.isnan(x).any() or (x == np.inf).any():
+            raise NumericError(
+                f"the processor {getattr(processor, '__name__', processor)!r} returned a value "
+                "that is NaN or infinite, or an array of another shape",
+                expected="one number or -inf for each id",
+            )
+    return x
+
+
+def _penalised(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> np.ndarray:
+    """Repetition over all ids (CTRL, arXiv:1909.05858); presence and frequency over new ones."""
+    x = x.copy()
+    if how.repetition_penalty != 1.0 and ids:
+        seen = np.unique(np.asarray(ids))
+        scale = np.where(x[seen] > 0, 1.0 / how.repetition_penalty, how.repetition_penalty)
+        x[seen] *= scale
+    if (how.presence_penalty or how.frequency_penalty) and len(ids) > prompt:
+        seen, count = np.unique(np.asarray(ids[prompt:]), return_counts=True)
+        x[seen] -= how.presence_penalty + how.frequency_penalty * count
+    return x
+
+
+def _masked(x: np.ndarray, how: Sampling, forbidden: Sequence[int]) -> np.ndarray:
+    if how.allowed_ids is not None:
+        hidden = np.ones(len(x), bool)
+        hidden[list(how.allowed_ids)] = False
+        x = np.where(hidden, -np.inf, x)
+    x[list(how.banned_ids) + list(forbidden)] = -np.inf
+    if x.max() == -np.inf:
+        raise RequestError(
+            "the allowed and banned ids leave no id to choose", fix="allow at least one"
+        )
+    return x
+
+
+def _pick(x: np.ndarray, how: Sampling, *, position: int, seed: int, sample: int) -> int:
+    if how.temperature == 0:
+        return int(x.argmax())  # the first of equals: the lowest id
+    z = (x - x.max()) / how.temperature
+    ids = filtered(z, how)
+    ids = ids[z[ids] > -REACH]
+    scores = z[ids] + noise(ids, position=position, seed=seed, sample=sample)
+    return int(ids[scores.argmax()])
+
+
+def filtered(z: np.ndarray, how: Sampling) -> np.ndarray:
+    """Ids, ascending, that top-k, top-p and min-p leave; `z` is scaled, its maximum 0."""
+    ids = np.flatnonzero(z > -np.inf)
+    if 0 < how.top_k < len(ids):
+        ids = np.sort(_ranked(z, ids)[: how.top_k])
+    if how.top_p == 1.0 and how.min_p == 0.0:
+        return ids
+    weights = _weights(z[ids])
+    if how.top_p < 1.0:
+        order = np.lexsort((ids, -weights.astype(np.int64)))
+        reached = np.cumsum(weights[order])
+        goal = ceil(Fraction(how.top_p) * int(reached[-1]))
+        kept = np.sort(order[: int(np.searchsorted(reached, goal)) + 1])
+        ids, weights = ids[kept], weights[kept]
+    return ids[weights >= ceil(Fraction(how.min_p) * int(weights.max()))]
+
+
+def _ranked(z: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Ids by falling score, equals by rising id."""
+    return ids[np.argsort(-z[ids], kind="stable")]

@@ -1,0 +1,124 @@
+"""Who computes how many ids in the next step. No tensor in this file, and no phases.
+
+Each request has ids and a count of computed ones; a step lets it catch up by some tokens. Reading
+a prompt in chunks, going on from a cached prefix, generating and starting again after preemption
+are therefore the same thing here.
+"""
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from seriatim.engine.cache import BlockPool
+from seriatim.engine.request import Request
+from seriatim.kernels.ops import BLOCK
+
+
+@dataclass(frozen=True)
+class Work:
+    """`count` ids of a request, from `request.computed` on."""
+
+    request: Request
+    count: int
+
+
+class Scheduler:
+    """Requests in order of urgency (priority, then arrival), within a budget of tokens a step.
+
+    Args:
+        pool: the cache's blocks.
+        budget: the most tokens in one step.
+        chunk: the most tokens of one request in one step.
+        most: the most requests that run together.
+    """
+
+    def __init__(self, pool: BlockPool, *, budget: int, chunk: int, most: int) -> None:
+        self.pool, self.budget, self.chunk, self.most = pool, budget, chunk, most
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self._preempted = False
+
+    def add(self, request: Request) -> None:
+        insort(self.waiting, request, key=lambda r: r.urgency)
+
+    def remove(self, request: Request) -> None:
+        """Forget a request and give its blocks back."""
+        for queue in (self.running, self.waiting):
+            if request in queue:
+                queue.remove(request)
+        self._release(request)
+
+    def schedule(self) -> list[Work]:
+        """The next step's work: those that run, most urgent first, then those that wait."""
+        work: list[Work] = []
+        left, self._preempted = self.budget, False
+        for request in list(self.running):
+            count = min(request.pending, left, self.chunk)
+            if count and request in self.running and self._reserve(request, count):
+                work.append(Work(request, count))
+                left -= count
+        if not self._preempted:  # else the victim would come straight back
+            work += self._admit(left)
+        return work
+
+    def publish(self, request: Request) -> None:
+        """Make the blocks that became full findable for others."""
+        for i in range(request.computed // BLOCK):
+            block = request.blocks[i]
+            if block.key is None:
+                ids = request.ids[i * BLOCK : (i + 1) * BLOCK]
+                parent = request.blocks[i - 1] if i else None
+                self.pool.publish(block, parent, request.options.tenant, ids)
+
+    def _reserve(self, request: Request, count: int) -> bool:
+        """Blocks for `count` more ids, taken from the least urgent if there are no others."""
+        need = self._blocks(request, count)
+        while self.pool.available < need:
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        for _ in range(need):
+            block = self.pool.take()
+            assert block is not None  # `available` said so
+            request.blocks.append(block)
+        return True
+
+    def _admit(self, left: int) -> Iterator[Work]:
+        while self.waiting and left > 0 and len(self.running) < self.most:
+            request = self.waiting[0]
+            self._reuse(request)
+            if self._blocks(request, request.pending) > self.pool.available:
+                self._release(request)
+                return  # admission takes no one's blocks: preempting is for those that run
+            count = min(request.pending, left, self.chunk)
+            self.waiting.pop(0)
+            insort(self.running, request, key=lambda r: r.urgency)
+            self._reserve(request, count)
+            request.lap("queue")
+            left -= count
+            yield Work(request, count)
+
+    def _blocks(self, request: Request, count: int) -> int:
+        """How many more blocks `count` more ids need."""
+        return -(-(request.computed + count) // BLOCK) - len(request.blocks)
+
+    def _reuse(self, request: Request) -> None:
+        """Start from a cached prefix; the last id is always computed, its logits are needed."""
+        if request.rows is None:
+            most = (len(request.ids) - 1) // BLOCK
+            request.blocks = self.pool.match(request.ids, request.options.tenant, most)
+            request.computed = BLOCK * len(request.blocks)
+            if not request.generated:
+                request.usage.cached = request.computed
+
+    def _preempt(self, request: Request) -> None:
+        """Back to waiting, to be computed again: the same bits, by the law of company."""
+        self._preempted = True
+        self.running.remove(request)
+        self._release(request)
+        self.add(request)
+
+    def _release(self, request: Request) -> None:
+        self.pool.release(request.blocks)
+        request.blocks, request.computed = [], 0

@@ -1,0 +1,1 @@
+"""File formats: headers, checks and maps; no meaning."""

@@ -1,0 +1,1 @@
+"""Numbers: the op table, its torch reference, the recorder, and the bridge to the C++ runtime."""

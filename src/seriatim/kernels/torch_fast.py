@@ -1,0 +1,148 @@
+"""Fast differentiable forms of the ops for equal-length sequences: what training runs.
+
+Every form is tested against `reference.py`, values and gradients, and falls back to it for what it
+does not cover. It is not the invariant form: no cache, no paging, torch's own order of additions.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seriatim.kernels.reference import ReferenceOps
+
+ROWS = 512  # of the logits that are worked on at once: 4 MB at 2,048 ids stay in cache
+
+
+class TorchOps(ReferenceOps):
+    """The op table for B sequences of L ids, each from position 0, with a logit for every id.
+
+    Args:
+        ids: int64 [sequence, position], on the device where the forward pass runs.
+
+    Example:
+        >>> ops = TorchOps(torch.tensor([[3, 1], [2, 0]]))
+        >>> ops.embed(torch.eye(4), source="ids").argmax(-1).tolist()
+        [3, 1, 2, 0]
+    """
+
+    def __init__(self, ids: Tensor) -> None:
+        self.count, self.length = ids.shape
+        self.ids, device = ids.reshape(-1), ids.device
+        self.span = torch.arange(self.length, device=device)
+        self.position = self.span.repeat(self.count)
+        self.sequence = torch.arange(self.count, device=device).repeat_interleave(self.length)
+        self.cache = None
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """One product in the weight's type; under `torch.autocast` in the type it chooses."""
+        return F.linear(x, weight, bias)
+
+    def norm(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *,
+        kind: str,
+        eps: float,
+        heads: int = 1,
+    ) -> Tensor:
+        y = x.unflatten(-1, (heads, -1))  # [token, head, channel]
+        shape = y.shape[-1:]
+        if kind == "layer":
+            return F.layer_norm(y, shape, weight, bias, eps).flatten(-2).to(x.dtype)
+        if bias is not None:
+            return super().norm(x, weight, bias, kind=kind, eps=eps, heads=heads)
+        return F.rms_norm(y, shape, weight, eps).flatten(-2).to(x.dtype)
+
+    def rotary(self, frequencies: tuple[float, ...], *, scale: float) -> Tensor:
+        """Angles of one sequence [position, A]: the others turn by the same."""
+        f = torch.tensor(frequencies, dtype=torch.float32, device=self.span.device)
+        turn = (self.span[:, None].float() * f).double()  # [position, pair]
+        return (torch.cat([turn.cos(), turn.sin()], -1) * scale).float()
+
+    def rope(self, x: Tensor, angles: Tensor, *, heads: int, layout: str) -> Tensor:
+        if layout != "half" or angles.shape[-1] * heads != x.shape[-1]:
+            return super().rope(x, angles.repeat(self.count, 1), heads=heads, layout=layout)
+        cos, sin = angles[:, None].to(x.dtype).chunk(2, -1)  # [position, 1, pair]
+        y = x.view(self.count, self.length, heads, -1)
+        return _Turn.apply(y, cos, sin).view_as(x)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        if options.get("window") or options.get("softcap"):
+            return super().attention(query, key, value, **options)
+        heads, kv_heads = options["heads"], options["kv_heads"]
+        q, k, v = (
+            self._split(query, heads),
+            self._split(key, kv_heads),
+            self._split(value, kv_heads),
+        )
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=options["scale"], enable_gqa=heads != kv_heads
+        )
+        return mixed.transpose(1, 2).reshape(query.shape)
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        """[token, head * channel] as [sequence, head, position, channel]."""
+        return x.view(self.count, self.length, heads, -1).transpose(1, 2)
+
+    def rows(self, x: Tensor) -> Tensor:
+        return x
+
+
+class _Turn(torch.autograd.Function):
+    """Rotary turn of all channels, halves paired: its gradient is the turn backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grads[0], cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, -1)
+    y = torch.empty_like(x)
+    ya, yb = y.chunk(2, -1)
+    torch.mul(a, cos, out=ya).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=yb).addcmul_(a, sin)
+    return y
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean nats per id; *overwrites* `logits` [token, vocab] with their gradient to save memory.
+
+    Args:
+        logits: [token, vocab], the last value of the forward pass and used nowhere else.
+        targets: int64 [token].
+    """
+    return _CrossEntropy.apply(logits, targets)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Loss and gradient in one walk over the largest array of the step, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        losses = torch.empty_like(targets, dtype=logits.dtype)
+        for rows, wanted, loss in zip(
+            logits.split(ROWS), targets.split(ROWS), losses.split(ROWS), strict=True
+        ):
+            rows -= rows.amax(-1, keepdim=True)
+            picked = rows.gather(1, wanted[:, None])
+            total = rows.exp_().sum(-1, keepdim=True)
+            torch.sub(total.log(), picked, out=loss[:, None])
+            rows /= total * len(targets)
+            rows.scatter_add_(1, wanted[:, None], torch.full_like(total, -1 / len(targets)))
+        ctx.save_for_backward(logits)
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0] * grads[0], None

@@ -1,0 +1,74 @@
+"""The reference ops as a `Runtime` on any torch device: what the native one is checked against."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seriatim.kernels.ops import BLOCK, Batch
+from seriatim.kernels.reference import Cache, ReferenceOps
+
+KV = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+class TorchRuntime:
+    """Runs a forward pass on torch tensors with a paged cache.
+
+    Args:
+        forward: logits from (ops, weights).
+        weights: numpy arrays by name; copied to the device.
+        layers: (kv heads, channels) of each layer.
+        kv: "f32" or "bf16", how keys and values are stored.
+        device: any torch device.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[ReferenceOps, Mapping[str, Tensor]], Tensor],
+        weights: Mapping[str, np.ndarray],
+        layers: Sequence[tuple[int, int]],
+        *,
+        vocab_size: int,
+        kv: str,
+        device: str,
+    ) -> None:
+        self.forward, self.device, self.vocab_size = forward, device, vocab_size
+        self.weights = {name: tensor(array).to(device) for name, array in weights.items()}
+        self.cache = Cache(list(layers), KV[kv], device)
+        size = KV[kv].itemsize
+        self.block_bytes = sum(2 * BLOCK * heads * channels * size for heads, channels in layers)
+        self.blocks = 0
+        self._logits = np.empty((0, vocab_size), np.float32)
+
+    def resize(self, blocks: int) -> None:
+        self.cache.resize(blocks)
+        self.blocks = blocks
+
+    def copy(self, source: int, target: int) -> None:
+        self.cache.copy(source, target)
+
+    @torch.inference_mode()
+    def step(self, batch: Batch) -> np.ndarray:
+        ops = ReferenceOps(batch, self.device, self.cache)
+        self._logits = self.forward(ops, self.weights).float().cpu().numpy()
+        return self._logits
+
+    @property
+    def facts(self) -> str:
+        return f"torch on {self.device}"
+
+    def finite(self) -> np.ndarray:
+        return np.asarray(np.isfinite(self._logits).all(-1), np.uint8)
+
+    def trace(self, batch: Batch) -> str:
+        """The first weight that is not finite, or the logits themselves."""
+        bad = (name for name, w in self.weights.items() if not w.isfinite().all())
+        return next(bad, "logits")
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    """A torch copy of a numpy array; numpy's bfloat16 is ml_dtypes', which torch does not know."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))

@@ -1,0 +1,188 @@
+"""`load`: from a name to a `Model`. Downloads only what is named as a hub id."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seriatim import codecs, zoo
+from seriatim.api import Model
+from seriatim.codecs import Codec
+from seriatim.engine.options import whole
+from seriatim.errors import FileError, ModelError, RequestError, ResourceError, did_you_mean
+from seriatim.kernels.ops import BLOCK, Runtime
+from seriatim.models import checkpoint, memory, runtime
+from seriatim.models.checkpoint import Checkpoint
+from seriatim.models.weights import convert
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.bpe")
+
+
+def load(
+    name: str | Path,
+    *,
+    backend: str = "native",
+    device: str | None = None,
+    precision: str = "stored",
+    kv: str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    cache_bytes: int | None = None,
+    isa: str | None = None,
+    **unknown: Any,
+) -> Model:
+    """Load a model: a shipped name, a Hugging Face folder, a llama2.c .bin file, or a hub id.
+
+    Args:
+        name: a shipped model ("tales") if it has no separator; else a path if it exists; else a
+            hub id ("owner/model"), which is downloaded.
+        backend: "native" (the CPU) or "torch" (the reference, on any torch device).
+        device: for the torch backend: "cpu" (default), "cuda", ...
+        precision: of the weights: "stored" (exactly as they are), "f32", "f16" or "bf16".
+        kv: how keys and values are stored: "f32" or "bf16"; default "f32" for f32 weights.
+        threads: workers; default: one for each processor granted.
+        context: the most ids of a sequence; default: the model's own, or what fits `cache_bytes`.
+        cache_bytes: the most memory for keys and values; default: half of what is available now.
+        isa: of the native backend: "avx512", "avx2" or "plain"; default: the best here.
+
+    Raises:
+        RequestError: an option or name that cannot be honoured.
+        FileError: a file that is missing, damaged or of an unknown kind.
+        ModelError: a checkpoint that seriatim cannot run exactly.
+        ResourceError: not one block of keys and values fits `cache_bytes`.
+
+    Example:
+        >>> load("tales", threads=1).vocab_size > 0
+        True
+    """
+    if unknown:
+        known = load.__kwdefaults__ or ()
+        raise RequestError(
+            f"unknown option {min(unknown)!r}", fix=did_you_mean(min(unknown), known)
+        )
+    _check(backend, device, isa, threads)
+    path = find(name)
+    source = checkpoint.read(path, context=context)
+    codec = _codec(path, source)
+    values = convert(source.weights, _precision(precision))
+    products = "f32" if values["embed.weight"].dtype.name == "float32" else "half"
+    kv = kv or ("f32" if products == "f32" else "bf16")
+    if kv not in ("f32", "bf16"):
+        raise RequestError(f"kv is {kv!r}", expected="'f32' or 'bf16'")
+    run: Runtime
+    if backend == "native":
+        run = runtime.native(source.spec, values, threads=threads, kv=kv, isa=isa)
+    else:
+        run = runtime.torch(source.spec, values, kv=kv, device=device or "cpu")
+    blocks = _blocks(source, run, cache_bytes, asked=context)
+    return Model(source, codec, run, blocks=blocks, facts=_facts(path, source, values, kv, run))
+
+
+def find(name: str | Path) -> Path:
+    """The folder or file that a name stands for; a hub id is downloaded.
+
+    Raises:
+        RequestError: no shipped model, no path and no hub id.
+    """
+    if isinstance(name, str) and name in zoo.names():
+        return zoo.folder(name)
+    if not isinstance(name, str | Path) or not str(name) or "\0" in str(name):
+        raise RequestError(f"the model name is {name!r}", expected="a name, a path or a hub id")
+    path = Path(name)
+    if path.exists() or path.is_symlink():
+        return path
+    if isinstance(name, str) and HUB_ID.fullmatch(name):
+        return _download(name)
+    raise RequestError(
+        f"there is no model {str(name)!r:.200}",
+        expected=f"a shipped name ({', '.join(zoo.names())}), a path that exists, or a hub id",
+        fix=did_you_mean(str(name), zoo.names()) if zoo.names() else "",
+    )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise FileError(
+            f"no path {name!r}, and as a hub id it cannot be fetched ({type(error).__name__})",
+            fix="check the name and the network, or give the path of a folder",
+        ) from None
+
+
+def _check(backend: str, device: str | None, isa: str | None, threads: int | None) -> None:
+    if backend not in ("native", "torch"):
+        raise RequestError(f"backend is {backend!r}", expected="'native' or 'torch'")
+    if backend == "native" and device not in (None, "cpu"):
+        raise RequestError(f"device is {device!r}", fix="use backend='torch' for it")
+    if backend == "torch" and (isa is not None or threads is not None):
+        name, value = ("isa", isa) if isa is not None else ("threads", threads)
+        raise RequestError(f"{name} is {value!r}", fix="it is for backend='native': leave it out")
+
+
+def _precision(name: str) -> str:
+    if name in ("int8", "int4"):
+        raise RequestError(
+            f"precision is {name!r}, which this version does not have yet",
+            expected="'stored', 'f32', 'f16' or 'bf16'",
+        )
+    return name
+
+
+def _codec(path: Path, source: Checkpoint) -> Codec | None:
+    """The codec beside the weights, if its vocabulary is the model's."""
+    codec = _beside(path)
+    if codec is None:
+        return None
+    size, known = source.spec.vocab_size, codec.size
+    padded = size % 64 == 0 and size - known <= max(64, size // 32)  # rows added for alignment
+    if known > size or (known < size and not padded):
+        raise ModelError(
+            f"the codec of {path} has {known} ids and the model {size}",
+            expected="the same number (or padding of the model's to a multiple of 64)",
+            fix="put the tokenizer that the model was trained with beside it",
+        )
+    return codec
+
+
+def _beside(path: Path) -> Codec | None:
+    if path.is_dir():
+        return codecs.load(path)
+    found = sorted(path.parent.glob("tok*.bin"))
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise FileError(f"{path.parent} holds several vocabularies: {names}", expected="one")
+    from seriatim.codecs import text
+
+    return text.from_llama2c(found[0]) if found else None
+
+
+def _blocks(source: Checkpoint, run: Runtime, cache_bytes: int | None, asked: int | None) -> int:
+    """How many cache blocks there may be: a full request's at least, where `context` was asked."""
+    if cache_bytes is None:
+        cache_bytes = memory.available() // 2
+    else:
+        cache_bytes = whole("cache_bytes", cache_bytes, 1)
+    blocks = cache_bytes // run.block_bytes
+    need = -(-source.spec.context // BLOCK)
+    if blocks == 0 or (asked is not None and blocks < need):
+        raise ResourceError(
+            f"cache_bytes is {cache_bytes:,}",
+            expected=f"at least {run.block_bytes * (need if asked else 1):,} for "
+            f"{source.spec.context if asked else BLOCK} positions",
+            fix="raise cache_bytes, or lower context",
+        )
+    return blocks
+
+
+def _facts(path: Path, source: Checkpoint, values: Any, kv: str, run: Runtime) -> str:
+    spec = source.spec
+    kinds: Sequence[str] = list(dict.fromkeys(str(v.dtype) for v in values.values()))
+    return (
+        f"{path.name}: {source.model_type}, {source.parameters:,} weights ({', '.join(kinds)}), "
+        f"{len(spec.layers)} layers of {spec.width}, vocabulary {spec.vocab_size}, kv {kv}, {run.facts}"
+    )

@@ -1,0 +1,1 @@
+"""Measurement: scores of many files, facts of models and machines."""

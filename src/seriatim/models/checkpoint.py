@@ -1,0 +1,198 @@
+"""Checkpoints: a Hugging Face folder or a llama2.c file, read whole and checked; folders written.
+
+What it is not: tokenizers (`codecs/`), or a download. Nothing here runs code from a checkpoint.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seriatim.errors import ModelError
+from seriatim.files import llama2c, safetensors
+from seriatim.files.jsonfile import read_object
+from seriatim.files.regular import is_file, refuse
+from seriatim.models import families
+from seriatim.models import weights as weighing
+from seriatim.models.config import Say
+from seriatim.models.families import llama
+from seriatim.models.spec import Spec
+from seriatim.models.spec import weights as shapes
+from seriatim.models.weights import Weights
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model as its files say.
+
+    `ends` and `start` are ids within the vocabulary; `defaults` is generation_config.json, which
+    is shown and never applied; `notes` says what was ignored, defaulted or chosen.
+    """
+
+    path: Path
+    family: str
+    model_type: str
+    spec: Spec
+    weights: Weights = field(repr=False)
+    ends: tuple[int, ...]
+    start: int | None
+    defaults: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many weights of each type."""
+        return weighing.counts(self.weights)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights in all."""
+        return sum(self.dtypes.values())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of every weight as stored; the first use reads them all."""
+        return weighing.digest(self.weights)
+
+
+def read(path: Path, *, context: int | None = None) -> Checkpoint:
+    """Read a folder of config.json and safetensors, or a llama2.c file of version 0.
+
+    Args:
+        path: the folder or the file.
+        context: the length to load for; default: the model's own.
+
+    Raises:
+        FileError: a file is missing, damaged or of another format.
+        ModelError: readable, but not a model that seriatim runs exactly.
+        RequestError: `context` is more than the model has.
+    """
+    return _read_file(path, context) if is_file(path) else _read_folder(path, context)
+
+
+def read_spec(folder: Path, context: int | None = None) -> Spec:
+    """The model that a folder's config.json describes, without its weights."""
+    config = read_object(folder / CONFIG)
+    return families.of(config)[1].spec(config, context)
+
+
+def write(
+    folder: Path,
+    spec: Spec,
+    weights: Mapping[str, np.ndarray],
+    *,
+    config: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config.json, model.safetensors and generation_config.json, each flushed to the disk.
+
+    Args:
+        folder: where; made if it is not there. Its files appear one by one: for an atomic change
+            write to a new folder and rename it.
+        spec: a model that Llama's schema can describe.
+        weights: by the names of `spec.weights(spec)`.
+        config: keys to add or replace, such as eos_token_id or rope_theta.
+        generation: generation_config.json; default: the config's start and end ids.
+
+    Raises:
+        ModelError: the config would not read back as this spec.
+    """
+    if {name: array.shape for name, array in weights.items()} != shapes(spec):
+        raise ModelError("the weights to write are not those of the model", expected="its shapes")
+    whole = _config(spec, weights, config or {})
+    family = families.of(whole)[1]
+    if family.spec(whole) != spec:
+        raise ModelError("the model has parts that its config.json cannot describe")
+    sources = family.sources(spec, ())
+    if any(source.transpose or source.rows for source in sources.values()):
+        raise ModelError(f"model_type {whole['model_type']!r} can be read, not written")
+    ids = {key: whole.get(key) for key in ("bos_token_id", "eos_token_id")}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / CONFIG, whole)
+    _write_json(folder / GENERATION, ids if generation is None else generation)
+    tensors = {source.name: weights[name] for name, source in sources.items()}
+    safetensors.write(folder / safetensors.SINGLE, tensors, {"format": "pt"})
+
+
+def _read_folder(folder: Path, context: int | None) -> Checkpoint:
+    if not folder.is_dir():
+        raise refuse(folder, "does not exist", expected="a model folder or a llama2.c file")
+    config = read_object(folder / CONFIG)
+    extra = folder / GENERATION
+    generation = read_object(extra) if os.path.lexists(extra) else {}
+    name, family = families.of(config)
+    notes: list[str] = []
+    spec = family.spec(config, context, notes.append)
+    stored = safetensors.read_folder(folder).tensors
+    ends = _ids(config, "eos_token_id", spec, notes.append, CONFIG)
+    ends |= _ids(generation, "eos_token_id", spec, notes.append, GENERATION)
+    starts = _ids(config, "bos_token_id", spec, notes.append, CONFIG)
+    return Checkpoint(
+        path=folder,
+        family=name,
+        model_type=config["model_type"],
+        spec=spec,
+        weights=weighing.load(stored, spec, family, notes.append),
+        ends=tuple(sorted(ends)),
+        start=next(iter(starts), None),
+        defaults=generation,
+        notes=tuple(notes),
+    )
+
+
+def _read_file(path: Path, context: int | None) -> Checkpoint:
+    if path.suffix == ".safetensors":
+        raise refuse(path, "is weights alone", expected="the folder that also holds config.json")
+    header, stored = llama2c.read(path)
+    name, family = families.by_name("llama2c")
+    spec = family.spec(header, context)
+    return Checkpoint(
+        path=path,
+        family=name,
+        model_type=name,
+        spec=spec,
+        weights=weighing.load(stored, spec, family),
+        ends=(1,) if spec.vocab_size > 1 else (),  # run.c stops where the next text would begin
+        start=1 if spec.vocab_size > 1 else None,
+        defaults={},
+        notes=(),
+    )
+
+
+def _ids(config: Mapping[str, Any], key: str, spec: Spec, say: Say, where: str) -> set[int]:
+    """One id or a list of them; those outside the vocabulary are named and dropped."""
+    value = config.get(key)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(i) is int for i in ids):
+        raise ModelError(f"{where} has {key} = {value!r}", expected="an id, a list of ids, or null")
+    if outside := [i for i in ids if not 0 <= i < spec.vocab_size]:
+        say(f"{key} {outside} of {where} are outside the vocabulary of {spec.vocab_size}: ignored")
+    return set(ids) - set(outside)
+
+
+def _config(
+    spec: Spec, weights: Mapping[str, np.ndarray], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Llama's config with the given keys over it, each fact in one spelling only."""
+    base = llama.config(spec)
+    if "rope_parameters" in given:
+        del base["rope_theta"], base["rope_scaling"]
+    types = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+    most = next(iter(weighing.counts(weights)))
+    rest = {key: value for key, value in given.items() if key != "dtype"}
+    return base | rest | {"torch_dtype": types[most]}
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,90 @@
+"""How a sequence longer than the context is scored, and what the scores say. No model here."""
+
+from collections.abc import Iterator, Sequence
+from math import log, sqrt
+from typing import NamedTuple
+
+import numpy as np
+
+from seriatim.codecs import Codec
+from seriatim.engine.sampler import log_sum
+
+RUN = (
+    128  # consecutive ids taken as one draw for the standard error: neighbours resemble each other
+)
+
+
+class Window(NamedTuple):
+    """ids[:lead] then ids[start:end], scored from its own position `first` on."""
+
+    lead: int
+    start: int
+    end: int
+    first: int
+
+
+def windows(count: int, *, context: int, lead: int, first: int) -> Iterator[Window]:
+    """Windows of `context` ids with stride half, so that each id is scored once.
+
+    Args:
+        count: ids in all.
+        context: ids in a window.
+        lead: start ids in front, repeated in each window.
+        first: the first id to score, at least 1.
+
+    Source: contracts.md, 26: the first window scores all its ids, later ones their second half.
+    """
+    if first < context:
+        yield Window(lead, lead, min(context, count), first)
+    stride = max(context // 2, 1)
+    for begin in range(context, count, stride):
+        end = min(begin + stride, count)
+        if end > first:
+            start = max(lead, end - (context - lead))
+            yield Window(lead, start, end, max(begin, first) - start + lead)
+
+
+class Logprobs:
+    """A sink for logits: keeps log p of each id of a sequence given those before it.
+
+    Args:
+        ids: the sequence.
+        first: the first one whose log-probability is wanted, at least 1.
+    """
+
+    def __init__(self, ids: Sequence[int], first: int = 1) -> None:
+        self.ids, self.first = list(ids), first
+        self.values = np.zeros(len(ids))
+
+    def __call__(self, position: int, logits: np.ndarray) -> None:
+        """Takes logits [R, V]; row i predicts the id at position + 1 + i."""
+        skip = max(0, self.first - position - 1)
+        start = position + 1 + skip
+        following = self.ids[start : position + 1 + len(logits)]
+        rows = logits[skip : skip + len(following)]
+        chosen = rows[np.arange(len(rows)), following].astype(np.float64)
+        self.values[start : start + len(rows)] = chosen - log_sum(rows)
+
+    def listed(self) -> list[float | None]:
+        """One for each id; None where nothing stands before it."""
+        return [None, *self.values[1:].tolist()]
+
+
+def standard_error(ids: Sequence[int], logprobs: np.ndarray, codec: Codec) -> float | None:
+    """One standard error of bits per unit: a ratio of sums over runs of 128 ids."""
+    scored = ids[len(ids) - len(logprobs) :]
+    runs = range(0, len(scored) // RUN * RUN, RUN)
+    if len(runs) < 2:
+        return None
+    bits = np.array([-logprobs[i : i + RUN].sum() / log(2) for i in runs])
+    units = np.array([codec.units(scored[i : i + RUN]) for i in runs], np.float64)
+    return ratio_error(bits, units)
+
+
+def ratio_error(sums: np.ndarray, counts: np.ndarray) -> float | None:
+    """One standard error of sum(sums) / sum(counts), the pairs taken as independent draws."""
+    if counts.sum() == 0:
+        return None
+    off = sums - sums.sum() / counts.sum() * counts
+    draws = len(sums)
+    return sqrt(float((off**2).sum()) * draws / (draws - 1)) / float(counts.sum())

@@ -1,0 +1,1 @@
+"""Training: from raw files to a model folder; `loop.train` is the verb."""

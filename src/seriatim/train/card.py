@@ -1,0 +1,119 @@
+"""What a run leaves behind: the model folder, and its README.md, the card."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ml_dtypes import bfloat16
+from torch import Tensor
+
+from seriatim.codecs import Codec
+from seriatim.models import checkpoint
+from seriatim.train.data import Split
+from seriatim.train.dial import THETA, Dial
+from seriatim.train.report import Score
+
+
+def write_model(
+    out: Path, dial: Dial, weights: Mapping[str, Tensor], codec: Codec, *, store: str
+) -> None:
+    """Write config.json, model.safetensors, generation_config.json and the codec's files.
+
+    Args:
+        store: "f32", or "bf16" (rounded to nearest even).
+    """
+    arrays = {name: _array(tensor, store) for name, tensor in weights.items()}
+    ids = {
+        "bos_token_id": next(iter(codec.start), None),
+        "eos_token_id": _one(codec.ends),
+    }
+    checkpoint.write(out, dial.spec, arrays, config=ids | {"rope_theta": THETA})
+    codec.save(out)
+
+
+def _array(tensor: Tensor, store: str) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    if store == "bf16":
+        return tensor.to(torch.bfloat16).view(torch.int16).numpy().view(bfloat16)
+    return tensor.numpy()
+
+
+def _one(ids: Sequence[int]) -> int | list[int] | None:
+    return ids[0] if len(ids) == 1 else list(ids) or None
+
+
+def command(asked: Mapping[str, Any], train: Callable[..., Path]) -> str:
+    """The command line that asks for the same: options that differ from `train`'s defaults."""
+    defaults = {name: p.default for name, p in signature(train).parameters.items()}
+    quiet = ("data", "resume", "report", "threads", "save_every")
+    options = {k: v for k, v in asked.items() if k not in quiet and v != defaults[k]}
+    words = [*_many(asked["data"])]
+    for name, value in options.items():
+        words += [w for one in _many(value) for w in (f"--{name.replace('_', '-')}", one)]
+    return shlex.join(["seriatim", "train", *words])
+
+
+def _many(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def write_card(
+    out: Path,
+    *,
+    command: str,
+    dial: Dial,
+    steps: int,
+    parts: Split,
+    score: Score,
+    samples: Sequence[tuple[str, str]],
+) -> None:
+    """Write README.md: command, size, data, score with its standard error, samples as they came."""
+    size = (out / "model.safetensors").stat().st_size
+    trained, held_out = (", ".join(d.name for d in p) for p in (parts.train, parts.validation))
+    shape = "\n".join(f"| {name} | {value} |" for name, value in vars(dial).items())
+    shown = "\n\n".join(f"> **{prompt}**{_quoted(text)}" for prompt, text in samples)
+    card = f"""# {out.name}
+
+A model of the Llama family: {dial.parameters:,} parameters, {size:,} bytes of weights, trained with
+seriatim in {steps:,} steps of {dial.batch * dial.context:,} ids.
+
+    {command}
+
+**Score:** {score.bits_per_unit:.4f} ± {score.error:.4f} bits per {score.unit} (± one standard
+error) on {score.ids:,} held-out ids.
+
+## Data
+
+Trained on {trained}.
+
+Held out: {held_out}.
+
+## Numbers
+
+| number | value |
+|---|---|
+{shape}
+
+## Samples
+
+Temperature 0.8, the first that came.
+
+{shown}
+"""
+    (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\n", "\n> ")
+
+
+def write_plain_template(out: Path, codec: Codec) -> None:
+    """Write chat_template.jinja: the start text, then the contents, each ended by a blank line."""
+    texts = {id: text for text, id in codec.specials.items()}
+    lead = "".join(texts[id] for id in codec.start)
+    body = "{% for message in messages %}{{ message['content'] }}{{ '\\n\\n' }}{% endfor %}"
+    (out / "chat_template.jinja").write_text(lead + body, encoding="utf-8")

@@ -1,0 +1,109 @@
+"""The held-out score: bits per unit with its standard error, on the windows that `score` uses.
+
+Windows of `context` ids, half overlapping, each beginning with the start id; the first scores all
+its ids, later ones their second half (contracts.md, 26). Also the samples of a run.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seriatim.codecs import Codec
+from seriatim.train.report import Score
+
+Logits = Callable[[Tensor], Tensor]  # ids [window, position] to [window * position, vocab]
+TOGETHER = 8  # windows in one forward pass
+
+
+@dataclass(frozen=True)
+class Window:
+    """Ids to run, and from which index on they are scored."""
+
+    ids: np.ndarray
+    first: int
+
+
+def windows(document: np.ndarray, *, start: Sequence[int], context: int) -> Iterator[Window]:
+    """Cut `document` [id], which begins with `start`, so that every later id is scored once."""
+    head, body = np.array(start, np.int32), document[len(start) :]
+    reach = context - len(head)  # ids of the body in one window
+    yield Window(np.concatenate([head, body[:reach]]), max(1, len(head)))
+    half = context // 2
+    for at in range(reach, len(body), half):
+        end = min(at + half, len(body))
+        lead = body[max(0, end - reach) : end]
+        yield Window(np.concatenate([head, lead]), len(head) + len(lead) - (end - at))
+
+
+def score(
+    logits: Logits,
+    documents: Sequence[np.ndarray],
+    codec: Codec,
+    *,
+    context: int,
+    step: int,
+    most: int | None = None,
+) -> Score:
+    """Score `documents`, or `most` of their windows spread evenly over all.
+
+    The standard error is that of a ratio of sums over windows (nats to units), which are taken as
+    independent draws.
+    """
+    every = [w for d in documents for w in windows(d, start=codec.start, context=context)]
+    if most is not None and most < len(every):
+        every = [every[i * len(every) // most] for i in range(most)]
+    every.sort(key=lambda w: len(w.ids))  # equal lengths run together
+    nats = np.concatenate([_nats(logits, group) for group in _groups(every)])
+    units = np.array([codec.units(w.ids[w.first :].tolist()) for w in every], np.float64)
+    ids = sum(len(w.ids) - w.first for w in every)
+    bits = nats.sum() / units.sum() / math.log(2)
+    spread = nats / math.log(2) - bits * units
+    error = math.sqrt((spread**2).sum()) / units.sum() if len(every) > 1 else math.nan
+    return Score(step, bits, error, codec.unit, nats.sum() / ids, ids)
+
+
+def _groups(every: Sequence[Window]) -> Iterator[list[Window]]:
+    group: list[Window] = []
+    for window in every:
+        if group and (len(group) == TOGETHER or len(window.ids) != len(group[0].ids)):
+            yield group
+            group = []
+        group.append(window)
+    yield group
+
+
+@torch.no_grad()
+def _nats(logits: Logits, group: Sequence[Window]) -> np.ndarray:
+    """Nats of each window's scored ids: float64 [window]."""
+    ids = torch.from_numpy(np.stack([w.ids for w in group]).astype(np.int64))
+    flat = logits(ids[:, :-1])  # [window * position, vocab]
+    targets = ids[:, 1:].to(flat.device)
+    loss = torch.nn.functional.cross_entropy(flat.float(), targets.reshape(-1), reduction="none")
+    loss = loss.view_as(targets).double().cpu().numpy()
+    return np.array([row[w.first - 1 :].sum() for row, w in zip(loss, group, strict=True)])
+
+
+@torch.no_grad()
+def sample(
+    logits: Logits,
+    prompt: Sequence[int],
+    *,
+    seed: int,
+    count: int,
+    temperature: float = 0.8,
+    ends: Sequence[int],
+) -> list[int]:
+    """Up to `count` ids that follow `prompt`; each recomputes all before it, so keep it short."""
+    draw = np.random.Generator(np.random.PCG64(seed))
+    ids = list(prompt)
+    for _ in range(count):
+        last = logits(torch.tensor([ids]))[-1].double().cpu().numpy() / temperature
+        ids.append(int(np.argmax(last + draw.gumbel(size=last.shape))))
+        if ids[-1] in ends:
+            ids.pop()
+            break
+    return ids[len(prompt) :]

@@ -1,0 +1,79 @@
+"""A model in training: its weights, drawn from a seed, and the one forward pass over them."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seriatim.codecs import Codec
+from seriatim.kernels.torch_fast import TorchOps, cross_entropy
+from seriatim.models.forward import forward
+from seriatim.models.spec import Spec, weights
+from seriatim.train import evaluate
+from seriatim.train.report import Score
+
+EMBEDDING_STD = 0.02
+HIDDEN_STD = 0.5  # times 1 / sqrt(inputs)
+
+
+class Model:
+    """Weights of a spec as leaves of the graph.
+
+    Args:
+        precision: of the products: "f32", or "bf16" by autocast.
+    """
+
+    def __init__(self, spec: Spec, *, seed: int, device: str = "cpu", precision: str = "f32"):
+        self.spec, self.device, self.precision = spec, device, precision
+        self.weights = initial(spec, seed=seed, device=device)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits [window * position, vocab] of `ids` [window, position]."""
+        half = self.precision == "bf16"
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
+            return forward(TorchOps(ids.to(self.device)), self.spec, self.weights)
+
+    def loss(self, ids: np.ndarray) -> Tensor:
+        """Mean nats per next id of `ids` int64 [window, context + 1]."""
+        both = torch.from_numpy(ids).to(self.device)
+        return cross_entropy(self.logits(both[:, :-1]).float(), both[:, 1:].reshape(-1))
+
+    def score(
+        self, documents: Sequence[np.ndarray], codec: Codec, *, step: int, most: int | None = None
+    ) -> Score:
+        """Held-out bits per unit of `documents`, or of `most` of their windows."""
+        context = self.spec.context
+        return evaluate.score(self.logits, documents, codec, context=context, step=step, most=most)
+
+    def continued(self, prompt: str, codec: Codec, *, seed: int, count: int = 60) -> str:
+        """What the model says after `prompt`."""
+        before = codec.prompt(prompt)
+        count = min(count, self.spec.context - len(before))
+        ids = evaluate.sample(self.logits, before, seed=seed, count=count, ends=codec.ends)
+        return codec.render(codec.decode(ids, after=before))["text/plain"]
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for weight in self.weights.values():
+            weight.grad = None
+
+
+def initial(spec: Spec, *, seed: int, device: str = "cpu") -> Mapping[str, Tensor]:
+    """Norms 1, biases 0, last products 0 (no layer adds anything yet), the rest drawn."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: _first(name, shape, draw).to(device).requires_grad_()
+        for name, shape in weights(spec).items()
+    }
+
+
+def _first(name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    if len(shape) == 1:
+        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    if name.endswith(("output.weight", "down.weight")):
+        return torch.zeros(shape)
+    hidden = name.startswith("layers.")
+    std = HIDDEN_STD / math.sqrt(shape[1]) if hidden else EMBEDDING_STD
+    return torch.randn(shape, generator=draw) * std

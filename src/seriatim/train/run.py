@@ -1,0 +1,197 @@
+"""The run folder: what may begin in it, what a checkpoint must agree with to be continued."""
+
+import hashlib
+import math
+import signal
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import current_thread, main_thread
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from seriatim import registry
+from seriatim.codecs import Codec
+from seriatim.errors import FileError, RequestError
+from seriatim.train.checkpoint import Checkpoint, newest, save_checkpoint
+from seriatim.train.data import Document
+from seriatim.train.report import Note, Report, Saved
+
+KNOWN: Mapping[str, tuple[Any, ...]] = {
+    "objective": ("next",),
+    "init": (None,),
+    "adapter": (None,),
+    "schedule": ("wsd", "cosine"),
+    "precision": ("f32", "bf16"),
+    "store": ("f32", "bf16"),
+}
+WHOLE = {"steps": 1, "threads": 1, "save_every": 1, "warmup": 0, "seed": 0}  # least value
+
+
+def check(asked: Mapping[str, Any]) -> None:
+    """Refuse, by name, options that this form of training does not honour.
+
+    Raises:
+        RequestError: the first such option.
+    """
+    for name, values in KNOWN.items():
+        if asked[name] not in values:
+            expected = " or ".join("nothing" if v is None else repr(v) for v in values)
+            raise RequestError(f"{name} is {asked[name]!r}", expected=expected)
+    for name, least in WHOLE.items():
+        value = asked[name]
+        if value is not None and (type(value) is not int or value < least):
+            raise RequestError(f"{name} is {value!r}", expected=f"a whole number from {least} on")
+    for name, most in (("decay", 1.0), ("weight_decay", math.inf), ("embedding_rate", math.inf)):
+        if not 0 <= asked[name] <= most:
+            raise RequestError(f"{name} is {asked[name]}", expected=f"a number in [0, {most}]")
+    _check_device(asked["device"])
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        seen = f"device is {name!r}"
+        raise RequestError(seen, expected="a device that torch has here") from error
+
+
+def claim(out: Path, *, resume: bool) -> Path:
+    """Check that a run may write to `out`: without `resume` there must be nothing in it.
+
+    Raises:
+        FileError: something is there, or it is no folder.
+    """
+    try:
+        filled = out.exists() and any(out.iterdir())
+    except OSError as error:
+        raise FileError(f"{out} cannot be a run folder: {error.strerror}") from error
+    if filled and not resume:
+        fix = "resume that run, or name another folder"
+        raise FileError(f"{out} is not empty", expected="an empty run folder", fix=fix)
+    return out
+
+
+class Interrupt:
+    """Turns the first Ctrl-C into `asked`, so that a step is finished before it is saved.
+
+    A second one interrupts at once. Outside the main thread there is no signal to catch.
+    """
+
+    asked = False
+
+    def __enter__(self) -> Self:
+        self._before = None
+        if current_thread() is main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def make_codec(name: str, documents: Iterable[Document], vocab_size: int) -> Codec:
+    """The codec of that name; one that learns its ids learns them from `documents`.
+
+    Raises:
+        RequestError: no such codec.
+    """
+    module = registry.get("seriatim.codecs", name)
+    if name == "byte":
+        return module.ByteCodec()
+    if not hasattr(module, "train"):
+        raise RequestError(f"codec {name} cannot be trained with", expected='"text" or "byte"')
+    return module.train((document.text for document in documents), vocab_size)
+
+
+def digest(codec: Codec) -> str:
+    """SHA-256 of the files that the codec writes."""
+    with TemporaryDirectory() as folder:
+        codec.save(Path(folder))
+        files = sorted(Path(folder).iterdir())
+        return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run is, so that only the same run continues it."""
+
+    out: Path
+    options: Mapping[str, Any]  # everything that changes the numbers
+    schedule: Mapping[str, Any]
+    data: str  # digest
+    codec: str  # digest
+
+    def save(
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        say: Report,
+    ) -> None:
+        """Keep the state after `step` steps."""
+        held = {name: tensor.detach().cpu() for name, tensor in weights.items()}
+        moments = {name: tensor.cpu() for name, tensor in optimizer.items()}
+        folder = save_checkpoint(self.out, Checkpoint(step, held, moments, self._json()))
+        say(Saved(step, folder))
+
+    def restore(
+        self,
+        weights: Mapping[str, Tensor],
+        optimizer: MutableMapping[str, Tensor],
+        say: Report,
+    ) -> int:
+        """Load the newest whole checkpoint, if any; the number of steps done.
+
+        Raises:
+            FileError: it belongs to a run with other data, codec, options or schedule.
+        """
+        found, damaged = newest(self.out)
+        for name in damaged:
+            say(Note(f"{name} is damaged and was passed over"))
+        if found is None:
+            say(Note(f"no checkpoint in {self.out}: starting at step 0"))
+            return 0
+        self._agree(found)
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                tensor.copy_(found.weights[name])
+            for name, tensor in optimizer.items():
+                tensor.copy_(found.optimizer[name])
+        return found.step
+
+    def _json(self) -> dict[str, Any]:
+        same = {name: getattr(self, name) for name in ("data", "codec")}
+        return same | {"options": dict(self.options), "schedule": dict(self.schedule)}
+
+    def _agree(self, found: Checkpoint) -> None:
+        mine, theirs = self._json(), found.state
+        for name in ("data", "codec"):
+            if mine[name] != theirs[name]:
+                raise FileError(
+                    f"{self.out} was trained with another {name}",
+                    expected="the same to resume",
+                )
+        for group in ("options", "schedule"):
+            for name in sorted(mine[group].keys() | theirs[group].keys()):
+                now, then = mine[group].get(name), theirs[group].get(name)
+                if now != then and not (name == "steps" and self._level(found)):
+                    raise FileError(
+                        f"{self.out} was trained with {name} {then}, not {now}",
+                        expected="the same to resume",
+                    )
+
+    def _level(self, found: Checkpoint) -> bool:
+        """Whether both schedules were still level until here: then the length may change."""
+        spans = (self.schedule, found.state["schedule"])
+        falls = (s["steps"] - round(s["decay"] * s["steps"]) for s in spans)
+        return self.schedule["kind"] == "wsd" and found.step <= min(falls)

@@ -1,0 +1,34 @@
+"""What every test file shares: data, hypothesis without chance, a count of what was skipped."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+settings.register_profile("seriatim", derandomize=True, deadline=None, database=None)
+settings.load_profile("seriatim")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Third-party data beside the checkout; never committed."""
+    if not DATA.is_dir():
+        pytest.skip("needs ../shared/data, which is not here")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def stories(data: Path):
+    """A really trained 260k-parameter Llama, with its vocabulary."""
+    import seriatim
+
+    return seriatim.load(data / "weights" / "stories260K" / "stories260K.bin", threads=1)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"{count} skipped: {reason}")

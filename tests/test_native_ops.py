@@ -211,7 +211,7 @@ def test_bf16_products_round_their_inputs_to_nearest_even():
 def test_fused_multiply_add_rounds_once(exponent):
     """c, odd in its last bit, plus a hair less than half of that bit: rounded twice it goes up."""
     last = exponent - 23
-    c = (2.0**22 + 1) * 2.0 ** last
+    c = (2.0**22 + 1) * 2.0**last
     half = (2.0 ** (last // 2) * (1 + 2**-18), 2.0 ** (last - 1 - last // 2) * (1 - 2**-18))
     x, w = np.zeros((2, 1, 17), np.float32)
     x[0, 0], w[0, 0] = c * 2.0 ** (-exponent // 2), 2.0 ** (exponent // 2)

@@ -72,8 +72,8 @@ class Model:
             options: max_tokens (default: until the context is full), min_tokens, temperature
                 (default 1.0; 0 is greedy), top_k, top_p, min_p, repetition_penalty,
                 presence_penalty, frequency_penalty, logit_bias, allowed_ids, banned_ids, seed
-                (default: drawn, and returned), ignore_end, logprobs (True, or how many alternatives,
-                at most 20), prompt_logprobs, forced_ids, processors, priority, tenant.
+                (default: drawn, and returned), ignore_end, logprobs (True, or how many
+                alternatives, at most 20), prompt_logprobs, forced_ids, processors, priority, tenant.
 
         Raises:
             RequestError: anything that cannot be honoured whole, before any work.

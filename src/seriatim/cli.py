@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from seriatim.results import Result, Score
 
 DEFAULT = "tales"
-    2
-]  # the ClickException of the click that typer brings
 
 app = typer.Typer(
     help="Trains, measures and runs autoregressive models over any sequence.",

@@ -184,5 +184,6 @@ def _facts(path: Path, source: Checkpoint, values: Any, kv: str, run: Runtime) -
     kinds: Sequence[str] = list(dict.fromkeys(str(v.dtype) for v in values.values()))
     return (
         f"{path.name}: {source.model_type}, {source.parameters:,} weights ({', '.join(kinds)}), "
-        f"{len(spec.layers)} layers of {spec.width}, vocabulary {spec.vocab_size}, kv {kv}, {run.facts}"
+        f"{len(spec.layers)} layers of {spec.width}, vocabulary {spec.vocab_size}, kv {kv}, "
+        f"{run.facts}"
     )

@@ -40,12 +40,9 @@ class Bar:
 
     def __call__(self, event: Event) -> None:
         if self._bar.disable:
-            return to_stderr(event)
-        if isinstance(event, Step):
+            to_stderr(event)
+        elif isinstance(event, Step):
             facts = f"loss {event.loss:.3f}, {event.tokens_per_s:,.0f} ids/s"
-            return self._bar.update(
-                self._task, completed=event.step, total=event.steps, facts=facts
-            )
-        if isinstance(event, Started):
-            self._bar.reset(self._task, completed=event.first)
-        self._bar.console.print(describe(event), markup=False, highlight=False)
+            self._bar.update(self._task, completed=event.step, total=event.steps, facts=facts)
+        else:
+            self._bar.console.print(describe(event), markup=False, highlight=False)

@@ -58,7 +58,7 @@ class BlockPool:
         return self._held[index]
 
     def match(self, ids: Sequence[int], tenant: str, most: int) -> list[Block]:
-        """The longest chain of known full blocks that begins `ids`, at most `most`; each is held."""
+        """The longest chain of known full blocks that begins `ids`; each is held."""
         chain: list[Block] = []
         for start in range(0, most * BLOCK, BLOCK):
             parent = chain[-1].serial if chain else ROOT

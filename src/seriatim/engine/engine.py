@@ -197,14 +197,16 @@ class Engine:
         request.usage.generated += 1
         if drawn.id in self._ends and not request.options.ignore_end:
             request.ending = drawn
-            return self._end(request, drawn.id)
+            self._end(request, drawn.id)
+            return
         request.ids.append(drawn.id)
         request.draws.append(drawn)
         if request.watch is not None:
             piece, met = request.watch.feed(drawn.id)
             request.pieces.append(piece)
             if met is not None:
-                return self._end(request, met)
+                self._end(request, met)
+                return
         if request.generated == request.options.max_tokens:
             self._end(request, "max_tokens")
         elif len(request.ids) == self.model.context:

@@ -41,7 +41,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Draw:
-    """One sampled id, its log-probability under the model itself, and the likeliest ids beside it."""
+    """One sampled id, its log-probability under the model itself, and the likeliest ids."""
 
     id: int
     logprob: float

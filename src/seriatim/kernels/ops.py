@@ -75,7 +75,7 @@ class Batch:
 
 
 class Ops(Protocol):
-    """What `models/forward.py` calls. Values are tensors (reference) or buffer handles (recorder)."""
+    """What `models/forward.py` calls: on tensors (reference) or buffer handles (recorder)."""
 
     def embed(self, table: Any, *, source: str) -> Any: ...
     def linear(self, x: Any, weight: Any, bias: Any | None = None) -> Any: ...

@@ -175,7 +175,7 @@ def _wide(table: Tensor) -> torch.dtype:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float, softcap: float
 ) -> Tensor:
-    """softmax(scale q k) v of one sequence: q [query, head, channel], k, v [key, kv head, channel]."""
+    """softmax(scale q k) v of one sequence: q [query, head, channel], k, v [key, kv head, ...]."""
     group = q.shape[1] // k.shape[1]
     k, v = (t.to(q.dtype).repeat_interleave(group, 1) for t in (k, v))
     scores = torch.einsum("qhc,khc->hqk", q, k) * scale

@@ -69,8 +69,7 @@ def train(
         steps: optimizer steps.
         out: the run folder: the model, and `checkpoints/` while it trains.
         objective: "next", the next id.
-        init: not yet.
-        adapter: not yet.
+        init, adapter: room for fine-tuning; nothing but None for now.
         seed: fixes weights, batches and split: equal runs on one machine give equal bits.
         resume: go on from the newest whole checkpoint in `out`, or start if there is none. `steps`
             may differ from before as long as neither schedule has begun to fall.
@@ -86,7 +85,8 @@ def train(
         warmup: steps until the full rate; default: 50, or a tenth of a shorter run.
         decay: share of the steps over which "wsd" falls.
         save_every: steps between checkpoints; default: a twentieth of the run.
-        threads: of torch, from here on in this process; default: its own.
+        threads: of torch, from here on in this process; default: its own. A resumed run ends with
+            the same bits only if they are as many as before.
         device: where to compute, as torch names it.
         precision: of the products: "f32", or "bf16" by autocast over f32 weights.
         store: type of the weights in the model folder, "f32" or "bf16".
@@ -198,7 +198,8 @@ def train(
                 say(model.score(held, tokens, step=done, most=GLIMPSE))
                 say(Sample(done, prompt + model.continued(prompt, tokens, seed=seed)))
 
-    # The model folder.
+    # The model folder, scored as stored.
+    model.round(store)
     score = model.score(held, tokens, step=steps)
     say(score)
     card.write_model(folder, numbers, model.weights, tokens, store=store)

@@ -54,6 +54,13 @@ class Model:
         ids = evaluate.sample(self.logits, before, seed=seed, count=count, ends=codec.ends)
         return codec.render(codec.decode(ids, after=before))["text/plain"]
 
+    @torch.no_grad()
+    def round(self, store: str) -> None:
+        """Give the weights the values that `store` can hold: "f32" changes nothing."""
+        if store == "bf16":
+            for weight in self.weights.values():
+                weight.copy_(weight.bfloat16())
+
     def clear(self) -> None:
         """Forget the gradients."""
         for weight in self.weights.values():

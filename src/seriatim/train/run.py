@@ -162,6 +162,9 @@ class State:
             say(Note(f"no checkpoint in {self.out}: starting at step 0"))
             return 0
         self._agree(found)
+        before, now = found.state.get("threads"), torch.get_num_threads()
+        if before != now:
+            say(Note(f"on {now} threads, {before} before: equal to rounding, not to the bit"))
         with torch.no_grad():
             for name, tensor in weights.items():
                 tensor.copy_(found.weights[name])
@@ -170,7 +173,8 @@ class State:
         return found.step
 
     def _json(self) -> dict[str, Any]:
-        same = {name: getattr(self, name) for name in ("data", "codec")}
+        same: dict[str, Any] = {"data": self.data, "codec": self.codec}
+        same["threads"] = torch.get_num_threads()
         return same | {"options": dict(self.options), "schedule": dict(self.schedule)}
 
     def _agree(self, found: Checkpoint) -> None:

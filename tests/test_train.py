@@ -527,3 +527,25 @@ def test_a_killed_process_resumes_to_the_same_bits(book, tmp_path):
 def test_bf16_products_train_too(book, tmp_path):
     losses = [p.loss for p in of(run(book, tmp_path / "out", precision="bf16"), Progress)]
     assert losses[-1] < losses[0]
+
+
+def test_no_held_out_names_is_none_asked_for(tmp_path):
+    for n in range(4):
+        write(tmp_path / f"{n}.txt", TEXT)
+    assert data.split(tmp_path, [], seed=0) == data.split(tmp_path, None, seed=0)
+
+
+def test_the_verb_can_be_called_after_its_package_was_imported(book, tmp_path):
+    import seriatim
+    import seriatim.train.loop
+
+    with pytest.raises(RequestError, match="size is 'big'"):
+        seriatim.train(book, size="big", steps=1, out=tmp_path / "out")
+
+
+def test_the_score_is_that_of_the_weights_as_stored(book, tmp_path):
+    scores = {}
+    for store in ("f32", "bf16"):
+        scores[store] = of(run(book, tmp_path / store, store=store), Score)[-1].bits_per_unit
+    assert scores["f32"] != scores["bf16"]
+    assert scores["f32"] == pytest.approx(scores["bf16"], abs=0.05)

@@ -7,7 +7,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from seriatim.train.report import Event, Started, describe, to_stderr
+from seriatim.train.report import Event, describe, to_stderr
 from seriatim.train.report import Progress as Step
 
 

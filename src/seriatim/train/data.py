@@ -99,8 +99,8 @@ def split(data: Paths, validation: Paths | None, seed: int) -> Split:
         RequestError: nothing is left to train on.
     """
     paths = files(data)
-    held = [] if validation is None else _held(paths, validation)
-    if validation is None and len(paths) > 1:
+    held = _held(paths, validation) if validation else []
+    if not validation and len(paths) > 1:
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(paths))
         held = sorted(paths[i] for i in order[: max(1, len(paths) // 10)])
     away = {p.resolve() for p in held}

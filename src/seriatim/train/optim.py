@@ -56,8 +56,8 @@ class Optimizer:
         self.weights, self.rate, self.rest, self.decay = weights, rate, rest, decay
         matrices = [n for n, w in weights.items() if n.startswith("layers.") and w.ndim == 2]
         self.turned = matrices if kind == "muon" else []
-        self.plain = [name for name in weights if name not in set(self.turned)]
-        self.hidden = set(matrices)
+        self.hidden, aside = set(matrices), set(self.turned)
+        self.plain = [name for name in weights if name not in aside]
         self.state = {f"momentum.{n}": torch.zeros_like(weights[n]) for n in self.turned}
         for moment in ("first", "second"):
             self.state |= {f"{moment}.{n}": torch.zeros_like(weights[n]) for n in self.plain}

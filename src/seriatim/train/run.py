@@ -89,9 +89,11 @@ class Interrupt:
             self._before = signal.signal(signal.SIGINT, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+        if self.asked and kind is None:
+            raise KeyboardInterrupt  # after the last step: nothing was lost
 
     def _note(self, *_: object) -> None:
         if self.asked:

@@ -394,13 +394,13 @@ void Plan::work(int64_t index) {
     if (call.rows == 0) continue;  // no logits are wanted
     if (call.record->op == Op::kAttention) {
       isa_.kernels[static_cast<int>(Op::kStore)](call, worker);
-      pool_.barrier();
+      pool_.barrier(static_cast<int>(index));
     }
     isa_.kernels[static_cast<int>(call.record->op)](call, worker);
-    pool_.barrier();
+    pool_.barrier(static_cast<int>(index));
     if (!tracing_) continue;
     if (index == 0) find_failure(i);
-    pool_.barrier();
+    pool_.barrier(static_cast<int>(index));
     if (failed_ >= 0) return;
   }
   check_finite(worker);

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -33,7 +34,7 @@ void set_mode(uint64_t) {}
 void relax() {}
 #endif
 
-constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr int64_t kMostPatience = 50'000, kLeastPatience = 500;  // nanoseconds
 
 }  // namespace
 
@@ -59,6 +60,7 @@ void Pool::start() {
   sigfillset(&every);
   pthread_sigmask(SIG_SETMASK, &every, &before);
   shared_ = std::make_unique<Shared>();
+  shared_->patience.assign(workers_, {spin_ ? kMostPatience : 0});
   owner_ = getpid();
   try {
     for (int i = 1; i < workers_; ++i)
@@ -92,42 +94,50 @@ void Pool::run(Job job, void* argument) {
   }
   FloatMode mode;
   job(argument, 0);
-  barrier();
+  barrier(0);
 }
 
 void Pool::serve(Shared& shared, int worker) {
   FloatMode mode;
   for (uint32_t seen = 0;; ++seen) {
-    await_change(shared.epoch, seen);
+    await_change(shared.epoch, seen, shared.patience[worker]);
     if (shared.quit) return;
     shared.job(shared.argument, worker);
-    barrier();
+    barrier(worker);
   }
 }
 
-void Pool::barrier() {
+void Pool::barrier(int worker) {
   if (workers_ == 1) return;
-  const uint32_t phase = shared_->phase.value.load(std::memory_order_acquire);
+  Shared& shared = *shared_;
+  const uint32_t phase = shared.phase.value.load(std::memory_order_acquire);
   const uint32_t last = static_cast<uint32_t>(workers_ - 1);
-  if (shared_->arrived.value.fetch_add(1, std::memory_order_acq_rel) < last)
-    return await_change(shared_->phase, phase);
-  shared_->arrived.value.store(0, std::memory_order_relaxed);
-  shared_->phase.value.store(phase + 1, std::memory_order_release);
-  shared_->phase.value.notify_all();
+  if (shared.arrived.value.fetch_add(1, std::memory_order_acq_rel) == last) {
+    shared.arrived.value.store(0, std::memory_order_relaxed);
+    shared.phase.value.store(phase + 1, std::memory_order_release);
+    shared.phase.value.notify_all();
+    return;
+  }
+  int64_t& patience = shared.patience[worker].nanoseconds;
+  const bool soon = await_change(shared.phase, phase, shared.patience[worker]);
+  if (spin_) patience = std::clamp(soon ? 2 * patience : patience / 4, kLeastPatience, kMostPatience);
 }
 
-void Pool::await_change(const Word& word, uint32_t old) const {
+bool Pool::await_change(const Word& word, uint32_t old, Patience patience) {
   const auto changed = [&] { return word.value.load(std::memory_order_acquire) != old; };
-  if (spin_) {
-    const auto until = std::chrono::steady_clock::now() + kSpin;
+  if (changed()) return true;
+  if (patience.nanoseconds > 0) {
+    const auto until =
+        std::chrono::steady_clock::now() + std::chrono::nanoseconds(patience.nanoseconds);
     do {
-      for (int i = 0; i < 64; ++i) {
-        if (changed()) return;
+      for (int i = 0; i < 16; ++i) {
+        if (changed()) return true;
         relax();
       }
     } while (std::chrono::steady_clock::now() < until);
   }
   while (!changed()) word.value.wait(old, std::memory_order_acquire);
+  return false;
 }
 
 }  // namespace seriatim

@@ -1,7 +1,9 @@
 // A persistent pool: the caller is worker 0, and all workers meet at barriers.
 //
 // Waiting spins briefly, then sleeps; with more workers than processors it sleeps at once (`spin`
-// false), since a spinning worker would hold the processor that another one needs. Every worker,
+// false), since a spinning worker would hold the processor that another one needs. A barrier that
+// was not passed while spinning makes the worker's next spins shorter, one that was, longer: beside
+// a busy process (whose turn a spinning worker only delays) it soon sleeps at once. Every worker,
 // the caller included, computes with one fixed floating-point mode (contracts.md, 4). A forked child
 // has no threads: the pool makes new ones at its next run.
 #pragma once
@@ -41,22 +43,25 @@ class Pool {
 
   int workers() const { return workers_; }
   void run(Job job, void* argument);  // in every worker; returns when all have
-  void barrier();                     // called by every worker of a running job
+  void barrier(int worker);           // called by every worker of a running job
 
  private:
   struct alignas(64) Word { std::atomic<uint32_t> value{0}; };
+  struct alignas(64) Patience { int64_t nanoseconds; };  // how long one worker spins
   struct Shared {
     Word epoch, arrived, phase;  // jobs begun; workers at the barrier; barriers passed
     bool quit = false;
     Job job = nullptr;
     void* argument = nullptr;
+    std::vector<Patience> patience;
   };
 
   void start();
   void stop();
   void forget();
   void serve(Shared& shared, int worker);
-  void await_change(const Word& word, uint32_t old) const;
+  // Whether it came while spinning.
+  static bool await_change(const Word& word, uint32_t old, Patience patience);
 
   const int workers_;
   const bool spin_;

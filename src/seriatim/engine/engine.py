@@ -189,7 +189,7 @@ class Engine:
             sample=request.sample,
             forbidden=tuple(self._ends) if early and not options.ignore_end else (),
             forced=options.forced_ids[done] if done < len(options.forced_ids) else None,
-            top=options.logprobs or 0,
+            top=options.logprobs,
         )
 
     def _accept(self, request: Request, drawn: Draw) -> None:

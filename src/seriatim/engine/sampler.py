@@ -44,7 +44,7 @@ class Draw:
     """One sampled id, its log-probability under the model itself, and the likeliest ids."""
 
     id: int
-    logprob: float
+    logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -58,7 +58,7 @@ def draw(
     sample: int = 0,
     forbidden: Sequence[int] = (),
     forced: int | None = None,
-    top: int = 0,
+    top: int | None = 0,
 ) -> Draw:
     """Sample the id at position `len(ids)`.
 
@@ -71,7 +71,7 @@ def draw(
         sample: which of `n`.
         forbidden: ids that cannot come here (end ids before `min_tokens`).
         forced: the id to take, with its real log-probability.
-        top: how many of the likeliest ids to report.
+        top: how many of the likeliest ids to report; None: no log-probabilities at all.
 
     Raises:
         RequestError: no id is left.
@@ -83,8 +83,10 @@ def draw(
         id = _pick(scores, how, position=len(ids), seed=seed, sample=sample)
     else:
         id = forced
+    if top is None:
+        return Draw(id)
     normaliser = log_sum(logits[None])[0]
-    best = np.argsort(-own, kind="stable")[:top]
+    best = np.argsort(-own, kind="stable")[:top] if top else ()
     listed = tuple((int(i), float(own[i] - normaliser)) for i in best)
     return Draw(id, float(own[id] - normaliser), listed)
 

@@ -17,7 +17,10 @@ namespace {
 constexpr int kMixed = 4;  // sixteens of channels whose mix is held in registers
 
 // The block and slot of one token's place in the cache.
-struct Place { char* block; int64_t slot; };
+struct Place {
+  char* block;
+  int64_t slot;
+};
 
 SERIATIM_INLINE char* block_of(const Call& call, int64_t sequence, int64_t position) {
   const int64_t at = sequence * call.batch->blocks + position / kBlock;
@@ -26,7 +29,9 @@ SERIATIM_INLINE char* block_of(const Call& call, int64_t sequence, int64_t posit
 
 // One layer's keys in a block, and its values.
 template <class KV>
-struct Pages { KV *keys, *values; };  // [kv head, slot, channel]
+struct Pages {
+  KV *keys, *values;
+};  // [kv head, slot, channel]
 
 template <class KV>
 SERIATIM_INLINE Pages<KV> pages(const Call& call, char* block, int64_t width) {
@@ -57,13 +62,12 @@ SERIATIM_INLINE void store_keys(const Call& call, Worker worker) {
 
 // K dot products with one query at once.
 template <int K, class KV>
-SERIATIM_INLINE void dots(const float* query, const KV* keys, int64_t channels,
-                          f32x16 (&sums)[K]) {
+SERIATIM_INLINE void dots(const float* query, const KV* keys, int64_t channels, f32x16 (&sums)[K]) {
   SERIATIM_UNROLL for (int j = 0; j < K; ++j) sums[j] = zero();
   sixteens(channels, [&](int64_t c, int64_t n) SERIATIM_INLINE_LAMBDA {
     const f32x16 q = load_up_to(query + c, n);
-    SERIATIM_UNROLL for (int j = 0; j < K; ++j)
-      sums[j] = fma(q, load_up_to(keys + j * channels + c, n), sums[j]);
+    SERIATIM_UNROLL for (int j = 0; j < K; ++j) sums[j] =
+        fma(q, load_up_to(keys + j * channels + c, n), sums[j]);
   });
 }
 
@@ -92,8 +96,8 @@ SERIATIM_INLINE void mix(const float* weights, const KV* values, int64_t channel
   SERIATIM_UNROLL for (int i = 0; i < N; ++i) sums[i] = zero();
   for (int64_t j = 0; j < count; ++j) {
     const f32x16 weight = all(weights[j]);
-    SERIATIM_UNROLL for (int i = 0; i < N; ++i)
-      sums[i] = fma(weight, load(values + j * channels + i * kLanes), sums[i]);
+    SERIATIM_UNROLL for (int i = 0; i < N; ++i) sums[i] =
+        fma(weight, load(values + j * channels + i * kLanes), sums[i]);
   }
   SERIATIM_UNROLL for (int i = 0; i < N; ++i) store(out + i * kLanes, sums[i]);
 }
@@ -113,13 +117,14 @@ SERIATIM_INLINE void mix(const float* weights, const KV* values, int64_t channel
   int64_t c = 0;
   for (; c + kMixed * kLanes <= channels; c += kMixed * kLanes)
     mix<kMixed>(weights, values + c, channels, count, out + c);
-  for (; c + kLanes <= channels; c += kLanes)
-    mix<1>(weights, values + c, channels, count, out + c);
+  for (; c + kLanes <= channels; c += kLanes) mix<1>(weights, values + c, channels, count, out + c);
   if (c < channels) mix_tail(weights, values + c, channels, count, channels - c, out + c);
 }
 
 // A softmax in the making, its mix of values not yet divided by the sum.
-struct Part { float largest, sum; };
+struct Part {
+  float largest, sum;
+};
 
 // Scores become weights exp(score - largest), in place. Lanes beyond `count` add zeros.
 SERIATIM_INLINE Part weigh(float* scores, int64_t count, float scale, float cap) {
@@ -200,8 +205,7 @@ SERIATIM_INLINE void attention(const Call& call, Worker worker) {
 }
 
 void store_keys(const Call& call, Worker worker) {
-  call.cache->type == Type::kF32 ? store_keys<float>(call, worker)
-                                 : store_keys<bf16>(call, worker);
+  call.cache->type == Type::kF32 ? store_keys<float>(call, worker) : store_keys<bf16>(call, worker);
 }
 
 void attention(const Call& call, Worker worker) {

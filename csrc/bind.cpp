@@ -81,7 +81,9 @@ std::map<std::string, int> op_codes() {
 }
 
 template <size_t N>
-Names words(const char* const (&table)[N]) { return {table, table + N}; }
+Names words(const char* const (&table)[N]) {
+  return {table, table + N};
+}
 
 std::map<std::string, Names> tables() {
   return {{"activation", words(kActivations)},
@@ -101,18 +103,21 @@ Type find_type(const std::string& name) {
 // A C-contiguous array of one element format, read where it lies and kept alive.
 class Buffer {
  public:
-  Buffer(nb::handle array, const char* name, const char* formats, Py_ssize_t bytes, int dimensions) {
+  Buffer(nb::handle array, const char* name, const char* formats, Py_ssize_t bytes,
+         int dimensions) {
     if (PyObject_GetBuffer(array.ptr(), &view_, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
       PyErr_Clear();
       throw std::invalid_argument(std::string(name) + " is not a C-contiguous array");
     }
     const std::string format = view_.format ? view_.format : "B";
-    const bool fine = format.size() == 1 && std::string(formats).find(format) != std::string::npos &&
+    const bool fine = format.size() == 1 &&
+                      std::string(formats).find(format) != std::string::npos &&
                       view_.itemsize == bytes && (dimensions == 0 || view_.ndim == dimensions);
     if (fine) return;
     const std::string seen = std::to_string(view_.ndim) + " dimensions of format " + format;
     PyBuffer_Release(&view_);
-    throw std::invalid_argument(std::string(name) + " has " + seen + "; expected format " + formats);
+    throw std::invalid_argument(std::string(name) + " has " + seen + "; expected format " +
+                                formats);
   }
   Buffer(Buffer&& other) noexcept : view_(other.view_) { other.view_.obj = nullptr; }
   Buffer(const Buffer&) = delete;
@@ -138,9 +143,13 @@ Buffer integers(nb::handle array, const char* name, int dimensions) {
 Step make_step(nb::handle ids, nb::handle position, nb::handle sequence, nb::handle block_table,
                nb::handle rows) {
   const Buffer table = integers(block_table, "block_table", 2);
-  return {integers(ids, "ids", 1).integers(), integers(position, "position", 1).integers(),
-          integers(sequence, "sequence", 1).integers(), table.integers(),
-          integers(rows, "rows", 1).integers(), table.shape()[0], table.shape()[1]};
+  return {integers(ids, "ids", 1).integers(),
+          integers(position, "position", 1).integers(),
+          integers(sequence, "sequence", 1).integers(),
+          table.integers(),
+          integers(rows, "rows", 1).integers(),
+          table.shape()[0],
+          table.shape()[1]};
 }
 
 std::vector<CacheLayer> make_layers(const std::vector<std::pair<int64_t, int64_t>>& layers) {
@@ -242,19 +251,22 @@ NB_MODULE(_native, m) {
       .def(nb::init<const std::string&, int, const std::string&,
                     const std::vector<std::pair<int64_t, int64_t>>&,
                     const std::vector<std::pair<std::string, int64_t>>&, bool>(),
-           "isa"_a, "threads"_a, "kv"_a, "layers"_a, "slots"_a,
-           "spin"_a = true)
+           "isa"_a, "threads"_a, "kv"_a, "layers"_a, "slots"_a, "spin"_a = true)
       .def("tensor", &PyPlan::tensor, "array"_a, "dtype"_a)
-      .def("add", [](PyPlan& p, int op, const std::vector<int>& inputs,
-                     const std::vector<int>& tensors, int output, const std::vector<int64_t>& ints,
-                     const std::vector<double>& floats) {
-        p.plan().add(op, inputs, tensors, output, ints, floats);
-      }, "op"_a, "inputs"_a, "tensors"_a, "output"_a, "ints"_a,
-           "floats"_a)
-      .def("resize", [](PyPlan& p, int64_t blocks) { p.plan().resize(blocks); }, "blocks"_a)
-      .def("copy", [](PyPlan& p, int64_t from, int64_t to) { p.plan().copy(from, to); },
-           "source"_a, "target"_a)
-      .def("poison", [](PyPlan& p, int64_t block) { p.plan().poison(block); }, "block"_a)
+      .def(
+          "add",
+          [](PyPlan& p, int op, const std::vector<int>& inputs, const std::vector<int>& tensors,
+             int output, const std::vector<int64_t>& ints, const std::vector<double>& floats) {
+            p.plan().add(op, inputs, tensors, output, ints, floats);
+          },
+          "op"_a, "inputs"_a, "tensors"_a, "output"_a, "ints"_a, "floats"_a)
+      .def(
+          "resize", [](PyPlan& p, int64_t blocks) { p.plan().resize(blocks); }, "blocks"_a)
+      .def(
+          "copy", [](PyPlan& p, int64_t from, int64_t to) { p.plan().copy(from, to); }, "source"_a,
+          "target"_a)
+      .def(
+          "poison", [](PyPlan& p, int64_t block) { p.plan().poison(block); }, "block"_a)
       .def("step", &PyPlan::step, "ids"_a.none(), "position"_a.none(), "sequence"_a.none(),
            "block_table"_a.none(), "rows"_a.none())
       .def("trace", &PyPlan::trace, "ids"_a.none(), "position"_a.none(), "sequence"_a.none(),

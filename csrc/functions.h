@@ -56,19 +56,19 @@ SERIATIM_INLINE f32x16 tanh(f32x16 x) {
 // 1 - erf(x), with a small relative error also where it is small: Cephes erff below 1, erfcf above.
 SERIATIM_INLINE f32x16 erfc(f32x16 x) {
   const f32x16 z = x * x, size = abs(x);
-  const f32x16 near = polynomial(
-      z, {7.853861353153693e-5f, -8.010193625184903e-4f, 5.188327685732524e-3f,
-          -2.685381193529856e-2f, 1.128358514861418e-1f, -3.761262582423300e-1f,
-          1.128379165726710e+0f});
+  const f32x16 near =
+      polynomial(z, {7.853861353153693e-5f, -8.010193625184903e-4f, 5.188327685732524e-3f,
+                     -2.685381193529856e-2f, 1.128358514861418e-1f, -3.761262582423300e-1f,
+                     1.128379165726710e+0f});
   const f32x16 q = all(1.0f) / size, w = q * q;
-  const f32x16 middle = polynomial(
-      w, {2.326819970068386e-2f, -1.387039388740657e-1f, 3.687424674597105e-1f,
-          -5.824733027278666e-1f, 6.210004621745983e-1f, -4.944515323274145e-1f,
-          3.404879937665872e-1f, -2.741127028184656e-1f, 5.638259427386472e-1f});
-  const f32x16 tail = polynomial(
-      w, {-1.047766399936249e+1f, 1.297719955372516e+1f, -7.495518717768503e+0f,
-          2.921019019210786e+0f, -1.015265279202700e+0f, 4.218463358204948e-1f,
-          -2.820767439740514e-1f, 5.641895067754075e-1f});
+  const f32x16 middle =
+      polynomial(w, {2.326819970068386e-2f, -1.387039388740657e-1f, 3.687424674597105e-1f,
+                     -5.824733027278666e-1f, 6.210004621745983e-1f, -4.944515323274145e-1f,
+                     3.404879937665872e-1f, -2.741127028184656e-1f, 5.638259427386472e-1f});
+  const f32x16 tail =
+      polynomial(w, {-1.047766399936249e+1f, 1.297719955372516e+1f, -7.495518717768503e+0f,
+                     2.921019019210786e+0f, -1.015265279202700e+0f, 4.218463358204948e-1f,
+                     -2.820767439740514e-1f, 5.641895067754075e-1f});
   const f32x16 above = exp(zero() - z) * q * select(size < all(2.0f), middle, tail);
   const f32x16 far = select(x < zero(), all(2.0f) - above, above);
   return select(size < all(1.0f), all(1.0f) - x * near, far);
@@ -77,7 +77,9 @@ SERIATIM_INLINE f32x16 erfc(f32x16 x) {
 // cos and sin of an angle in radians below 2^31 in size, to 1e-15; NaN beyond. Cody and Waite:
 // pi/2 in parts of 22 bits, so that each part's product with a 31-bit n is exact; then fdlibm's
 // polynomials on [-pi/4, pi/4].
-struct Turn { double cos, sin; };
+struct Turn {
+  double cos, sin;
+};
 
 SERIATIM_INLINE Turn turn(double x) {
   if (!(x < 0x1p31 && x > -0x1p31)) return {__builtin_nan(""), __builtin_nan("")};
@@ -92,26 +94,38 @@ SERIATIM_INLINE Turn turn(double x) {
   r -= n * 0x1.3198a2e037073p-69;
   const double z = r * r;
   const double s = 1.58969099521155010221e-10;
-  const double sine =
-      r + r * z * (-1.66666666666666324348e-01 + z * (8.33333333332248946124e-03 +
-          z * (-1.98412698298579493134e-04 + z * (2.75573137070700676789e-06 +
-          z * (-2.50507602534068634195e-08 + z * s)))));
+  const double sine = r + r * z *
+                              (-1.66666666666666324348e-01 +
+                               z * (8.33333333332248946124e-03 +
+                                    z * (-1.98412698298579493134e-04 +
+                                         z * (2.75573137070700676789e-06 +
+                                              z * (-2.50507602534068634195e-08 + z * s)))));
   const double cosine =
-      1.0 - 0.5 * z + z * z * (4.16666666666666019037e-02 + z * (-1.38888888888741095749e-03 +
-          z * (2.48015872894767294178e-05 + z * (-2.75573143513906633035e-07 +
-          z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11)))));
+      1.0 - 0.5 * z +
+      z * z *
+          (4.16666666666666019037e-02 +
+           z * (-1.38888888888741095749e-03 +
+                z * (2.48015872894767294178e-05 +
+                     z * (-2.75573143513906633035e-07 +
+                          z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11)))));
   switch (quarter & 3) {
-    case 0: return {cosine, sine};
-    case 1: return {-sine, cosine};
-    case 2: return {-cosine, -sine};
-    default: return {sine, -cosine};
+    case 0:
+      return {cosine, sine};
+    case 1:
+      return {-sine, cosine};
+    case 2:
+      return {-cosine, -sine};
+    default:
+      return {sine, -cosine};
   }
 }
 
 SERIATIM_INLINE f32x16 activation(f32x16 x, int64_t kind) {
   switch (kind) {
-    case kSilu: return x / (all(1.0f) + exp(zero() - x));
-    case kGelu: return all(0.5f) * x * erfc(x * all(-0x1.6a09e6p-1f));  // -sqrt(1/2)
+    case kSilu:
+      return x / (all(1.0f) + exp(zero() - x));
+    case kGelu:
+      return all(0.5f) * x * erfc(x * all(-0x1.6a09e6p-1f));  // -sqrt(1/2)
     case kGeluTanh: {
       const f32x16 cube = all(0.044715f) * x * x * x;
       return all(0.5f) * x * (all(1.0f) + tanh(all(0x1.988454p-1f) * (x + cube)));  // sqrt(2/pi)

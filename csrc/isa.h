@@ -11,19 +11,22 @@ namespace {
 
 int64_t scratch(const Record& record) {
   switch (record.op) {
-    case Op::kLinear: return linear_scratch(record.tensors[0].columns);
-    case Op::kAttention: return attention_scratch(record);
-    default: return 0;
+    case Op::kLinear:
+      return linear_scratch(record.tensors[0].columns);
+    case Op::kAttention:
+      return attention_scratch(record);
+    default:
+      return 0;
   }
 }
 
 }  // namespace
 }  // namespace seriatim
 
-#define SERIATIM_TABLE(symbol, name)                                                          \
-  namespace seriatim {                                                                        \
-  const Isa symbol = {name,                                                                   \
-                      {embed, linear, norm, rotary, rope, attention, gate, activate, add,     \
-                       scale, softcap, rows, store_keys},                                     \
-                      scratch};                                                               \
+#define SERIATIM_TABLE(symbol, name)                                                             \
+  namespace seriatim {                                                                           \
+  const Isa symbol = {name,                                                                      \
+                      {embed, linear, norm, rotary, rope, attention, gate, activate, add, scale, \
+                       softcap, rows, store_keys},                                               \
+                      scratch};                                                                  \
   }

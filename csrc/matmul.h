@@ -1,9 +1,10 @@
 // The matrix product: y[token, row] = sum over k of weight[row, k] x[token, k], plus bias.
 //
 // The law (contracts.md, 1): each (row, token) has sixteen f32 lanes, lane = k mod 16, filled in
-// ascending k by fused multiply-adds from zero, then one tree. Tiles, blocks, passes and workers only
-// choose which sums are made side by side and where they wait meanwhile, so every shape gives the
-// same bits. Weights are read where they lie; for many tokens a few rows at a time are expanded.
+// ascending k by fused multiply-adds from zero, then one tree. Tiles, blocks, passes and workers
+// only choose which sums are made side by side and where they wait meanwhile, so every shape gives
+// the same bits. Weights are read where they lie; for many tokens a few rows at a time are
+// expanded.
 #pragma once
 #include "ops.h"
 #include "pointwise.h"
@@ -21,6 +22,9 @@ constexpr int kSingleRows = SERIATIM_WIDTH > 4 ? 4 : 2;
 constexpr int64_t kFewTokens = 8;  // up to these, weights go straight from memory to the sums
 // For more, blocks: x of one pass (128 KB) and its sums (96 KB) stay in L2, a tile's rows in L1.
 constexpr int64_t kBlockTokens = 32, kBlockRows = 48, kDepth = 1024;
+
+// Rows shorter than the processor's own prefetcher takes to start are asked for one tile ahead.
+constexpr int64_t kFetch = 32768;  // bytes of a tile's rows
 
 SERIATIM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -59,26 +63,33 @@ struct Slab {
   int64_t weight_stride, x_stride, n;
   float* sums;       // [row, kBlockTokens, lane], where they wait between passes
   bool first, last;  // pass
+  const W* next;     // rows to ask memory for meanwhile, or none
 };
 
-// sums[r][t] += weights[r] x[t]. A register's worth of k at a time: `weight` is loaded once and used
-// T times, which the compiler must be told (it would rather load it T times).
+SERIATIM_INLINE void fetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
+}
+
+// sums[r][t] += weights[r] x[t]. A register's worth of k at a time: `weight` is loaded once and
+// used T times, which the compiler must be told (it would rather load it T times).
 template <int R, int T, class W>
 SERIATIM_INLINE void accumulate(const Slab<W>& slab, f32x16 (&sums)[R][T]) {
   const W* w = slab.weights;
   const float* x = slab.x;
   int64_t k = 0;
-  for (; k + kLanes <= slab.n; k += kLanes)
+  for (; k + kLanes <= slab.n; k += kLanes) {
+    if (slab.next) fetch(slab.next + k * R, kLanes * R * sizeof(W));
     SERIATIM_UNROLL for (int i = 0; i < kParts; ++i) {
       const int64_t at = k + i * kWidth;
       Vec xs[T];
       SERIATIM_UNROLL for (int t = 0; t < T; ++t) xs[t] = load_part(x + t * slab.x_stride + at);
       SERIATIM_UNROLL for (int r = 0; r < R; ++r) {
         const Vec weight = in_register(load_part(w + r * slab.weight_stride + at));
-        SERIATIM_UNROLL for (int t = 0; t < T; ++t)
-          sums[r][t].part[i] = fma(weight, xs[t], sums[r][t].part[i]);
+        SERIATIM_UNROLL for (int t = 0; t < T; ++t) sums[r][t].part[i] =
+            fma(weight, xs[t], sums[r][t].part[i]);
       }
     }
+  }
   if (k == slab.n) return;
   for (int r = 0; r < R; ++r) {
     const f32x16 weight = load_first(w + r * slab.weight_stride + k, slab.n - k);
@@ -92,19 +103,17 @@ template <int R, int T, class W>
 SERIATIM_INLINE void tile(const Slab<W>& slab, const Output& out, int64_t row, int64_t token) {
   f32x16 sums[R][T];
   const auto kept = [&](int r, int t) { return slab.sums + (r * kBlockTokens + t) * kLanes; };
-  SERIATIM_UNROLL for (int r = 0; r < R; ++r)
-    SERIATIM_UNROLL for (int t = 0; t < T; ++t)
+  SERIATIM_UNROLL for (int r = 0; r < R; ++r) SERIATIM_UNROLL for (int t = 0; t < T; ++t)
       sums[r][t] = slab.first ? zero() : load(kept(r, t));
   accumulate(slab, sums);
-  SERIATIM_UNROLL for (int t = 0; t < T; ++t)
-    SERIATIM_UNROLL for (int r = 0; r < R; ++r) {
-      if (!slab.last) {
-        store(kept(r, t), sums[r][t]);
-        continue;
-      }
-      const float y = reduce(sums[r][t]);
-      out.y[(token + t) * out.outputs + row + r] = out.bias ? y + out.bias[row + r] : y;
+  SERIATIM_UNROLL for (int t = 0; t < T; ++t) SERIATIM_UNROLL for (int r = 0; r < R; ++r) {
+    if (!slab.last) {
+      store(kept(r, t), sums[r][t]);
+      continue;
     }
+    const float y = reduce(sums[r][t]);
+    out.y[(token + t) * out.outputs + row + r] = out.bias ? y + out.bias[row + r] : y;
+  }
 }
 
 template <int R, int T, class W>
@@ -118,20 +127,23 @@ SERIATIM_INLINE void all_tokens(Slab<W> slab, const Output& out, int64_t row, in
   for (; t < tokens; ++t, next(1)) tile<R, 1>(slab, out, row, t);
 }
 
-// ---- few tokens: one pass, weights read once from memory -----------------------------------------
+// ---- few tokens: one pass, weights read once from memory
+// -----------------------------------------
 
 template <int R, int T, class W>
 void few_tokens(const W* weights, const float* x, int64_t depth, const Output& out, Range rows,
                 int64_t tokens) {
   const auto slab = [&](int64_t row) {
-    return Slab<W>{weights + row * depth, x, depth, depth, depth, nullptr, true, true};
+    const W* next = R * depth * sizeof(W) <= kFetch ? weights + (row + R) * depth : nullptr;
+    return Slab<W>{weights + row * depth, x, depth, depth, depth, nullptr, true, true, next};
   };
   int64_t row = rows.begin;
   for (; row + R <= rows.end; row += R) all_tokens<R, T>(slab(row), out, row, tokens);
   for (; row < rows.end; ++row) all_tokens<1, T>(slab(row), out, row, tokens);
 }
 
-// ---- many tokens: blocks of tokens and rows, passes over k ----------------------------------------
+// ---- many tokens: blocks of tokens and rows, passes over k
+// ----------------------------------------
 
 // R rows in one pass, all tokens of the block; f32 weights in place, others expanded once for all.
 template <int R, class W>
@@ -155,8 +167,9 @@ void row_block(const W* weights, int64_t depth, const Scratch& scratch, const Ou
     const float* x = scratch.x + k * kBlockTokens;
     const auto slab = [&](int64_t row) {
       float* sums = scratch.sums + (row - rows.begin) * kBlockTokens * kLanes;
-      return Slab<float>{nullptr, x, 0, kDepth, least(depth - k, kDepth), sums, k == 0,
-                         k + kDepth >= depth};
+      return Slab<float>{
+          nullptr, x, 0, kDepth, least(depth - k, kDepth), sums, k == 0, k + kDepth >= depth,
+          nullptr};
     };
     const W* at = weights + k;
     int64_t row = rows.begin;
@@ -167,7 +180,8 @@ void row_block(const W* weights, int64_t depth, const Scratch& scratch, const Ou
   }
 }
 
-// ---- the op ---------------------------------------------------------------------------------------
+// ---- the op
+// ---------------------------------------------------------------------------------------
 
 // x as the product takes it: rounded for bf16 weights.
 template <class W>
@@ -219,9 +233,12 @@ void linear(const Call& call, Worker worker) {
 
 void linear(const Call& call, Worker worker) {
   switch (call.record->tensors[0].type) {
-    case Type::kF32: return linear<float>(call, worker);
-    case Type::kF16: return linear<f16>(call, worker);
-    case Type::kBF16: return linear<bf16>(call, worker);
+    case Type::kF32:
+      return linear<float>(call, worker);
+    case Type::kF16:
+      return linear<f16>(call, worker);
+    case Type::kBF16:
+      return linear<bf16>(call, worker);
   }
 }
 

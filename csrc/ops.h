@@ -33,9 +33,17 @@ enum class Op : int {
 };
 inline constexpr int kOps = 12;      // that a plan can name
 inline constexpr int kKernels = 13;  // with kStore
-inline constexpr const char* kOpNames[kOps] = {
-    "embed", "linear", "norm", "rotary", "rope", "attention",
-    "gate", "activate", "add", "scale", "softcap", "rows"};
+inline constexpr const char* kOpNames[kOps] = {"embed", "linear",    "norm",    "rotary",
+                                               "rope",  "attention", "gate",    "activate",
+                                               "add",   "scale",     "softcap", "rows"};
+
+// How many of each a record carries: input slots, tensors, integers, floats.
+struct Signature {
+  int64_t inputs, tensors, ints, floats;
+};
+inline constexpr Signature kSignatures[kOps] = {
+    {0, 1, 1, 0}, {1, 2, 0, 0}, {1, 2, 2, 1}, {0, 1, 0, 1}, {2, 0, 2, 0}, {3, 0, 5, 2},
+    {2, 0, 1, 0}, {1, 0, 1, 0}, {2, 0, 0, 0}, {1, 0, 0, 1}, {1, 0, 0, 1}, {1, 0, 0, 0}};
 
 enum Activation { kSilu, kGelu, kGeluTanh, kRelu, kRelu2 };
 enum NormKind { kRms, kLayerNorm };
@@ -52,7 +60,11 @@ enum EmbedInt { kEmbedSource };
 enum NormInt { kNormKind, kNormHeads };
 enum RopeInt { kRopeHeads, kRopeLayout, kRopeTurned };  // turned: the width of the angles
 enum AttentionInt {
-  kAttentionLayer, kAttentionHeads, kAttentionKvHeads, kAttentionVisible, kAttentionWindow
+  kAttentionLayer,
+  kAttentionHeads,
+  kAttentionKvHeads,
+  kAttentionVisible,
+  kAttentionWindow
 };
 enum AttentionFloat { kAttentionScale, kAttentionSoftcap };
 enum GateInt { kActivation };  // of kGate and kActivate

@@ -18,7 +18,9 @@ namespace seriatim {
 using Floats = std::shared_ptr<float[]>;  // 64-byte aligned
 
 // Keys and values that one attention layer keeps for each position.
-struct CacheLayer { int64_t kv_heads, channels; };
+struct CacheLayer {
+  int64_t kv_heads, channels;
+};
 
 // A buffer that several results use in turn.
 struct Slot {
@@ -63,8 +65,18 @@ class Plan {
   const std::vector<uint8_t>& finite() const { return finite_; }  // [R] of the latest step
 
  private:
-  class Turn;
-  struct Free { void operator()(char* p) const { std::free(p); } };
+  // Marks the plan as in use, for a step or a change.
+  class Turn {
+   public:
+    explicit Turn(Plan& plan);
+    ~Turn() { plan_.busy_ = false; }
+
+   private:
+    Plan& plan_;
+  };
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
 
   Tensor find_tensor(int number) const;
   const Slot& find_slot(int number) const;
@@ -78,11 +90,13 @@ class Plan {
   void check_blocks(int64_t sequence, int64_t first, int64_t last) const;
   void reserve();
   void resolve();
-  void run();
+  void run(bool tracing);
   void work(int64_t worker);
   void find_failure(size_t record);
   void check_finite(Worker worker);
-  int64_t rows_of(const Slot& slot) const { return slot.axis == 'T' ? batch_.tokens : batch_.row_count; }
+  int64_t rows_of(const Slot& slot) const {
+    return slot.axis == 'T' ? batch_.tokens : batch_.row_count;
+  }
 
   const Isa& isa_;
   const Type kv_;
@@ -98,7 +112,7 @@ class Plan {
   int64_t scratch_floats_ = 16;
 
   std::vector<std::unique_ptr<char, Free>> memory_;
-  std::vector<char*> blocks_;  // [block]
+  std::vector<char*> blocks_;    // [block]
   std::vector<Floats> scratch_;  // [worker]
 
   std::atomic<bool> busy_{false};

@@ -54,9 +54,8 @@ void gate(const Call& call, Worker worker) {
 
 template <class W>
 SERIATIM_INLINE void expand(const W* from, float* to, int64_t n) {
-  sixteens(n, [&](int64_t i, int64_t m) SERIATIM_INLINE_LAMBDA {
-    store_up_to(to + i, load_up_to(from + i, m), m);
-  });
+  sixteens(n, [&](int64_t i, int64_t m)
+                  SERIATIM_INLINE_LAMBDA { store_up_to(to + i, load_up_to(from + i, m), m); });
 }
 
 template <class W>
@@ -73,9 +72,12 @@ SERIATIM_INLINE void embed(const Call& call, Worker worker) {
 
 void embed(const Call& call, Worker worker) {
   switch (call.record->tensors[0].type) {
-    case Type::kF32: return embed<float>(call, worker);
-    case Type::kF16: return embed<f16>(call, worker);
-    case Type::kBF16: return embed<bf16>(call, worker);
+    case Type::kF32:
+      return embed<float>(call, worker);
+    case Type::kF16:
+      return embed<f16>(call, worker);
+    case Type::kBF16:
+      return embed<bf16>(call, worker);
   }
 }
 
@@ -100,9 +102,9 @@ SERIATIM_INLINE void norm(const Record& record, const float* x, float* y, int64_
   const float* bias = static_cast<const float*>(record.tensors[1].data);
   f32x16 mean = zero();
   if (record.ints[kNormKind] == kLayerNorm)
-    mean = all(sum(n, [&](f32x16 s, int64_t i, int64_t m) SERIATIM_INLINE_LAMBDA {
-             return s + load_up_to(x + i, m);
-           }) / static_cast<float>(n));
+    mean = all(sum(n, [&](f32x16 s, int64_t i, int64_t m)
+                          SERIATIM_INLINE_LAMBDA { return s + load_up_to(x + i, m); }) /
+               static_cast<float>(n));
   const auto centred = [&](int64_t i, int64_t m) SERIATIM_INLINE_LAMBDA {
     const f32x16 d = load_up_to(x + i, m) - mean;
     return m == kLanes ? d : keep_first(d, m);

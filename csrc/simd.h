@@ -25,8 +25,12 @@ using Bits = uint32_t __attribute__((vector_size(kWidth * 4)));
 using Ints = int32_t __attribute__((vector_size(kWidth * 4)));
 using Vec4 = float __attribute__((vector_size(16)));
 
-struct f16 { uint16_t bits; };
-struct bf16 { uint16_t bits; };
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
 
 // ---- one register ------------------------------------------------------------------------------
 
@@ -112,20 +116,24 @@ SERIATIM_INLINE Vec load_part(const f16* p) {
 
 // ---- sixteen lanes -----------------------------------------------------------------------------
 
-struct f32x16 { Vec part[kParts]; };
-struct Mask { Ints part[kParts]; };  // a lane is all ones or all zeros
+struct f32x16 {
+  Vec part[kParts];
+};
+struct Mask {
+  Ints part[kParts];
+};  // a lane is all ones or all zeros
 
 #define SERIATIM_EACH for (int i = 0; i < kParts; ++i)
-#define SERIATIM_OPERATOR(op)                               \
-  SERIATIM_INLINE f32x16 operator op(f32x16 a, f32x16 b) {  \
-    SERIATIM_EACH a.part[i] = a.part[i] op b.part[i];       \
-    return a;                                               \
+#define SERIATIM_OPERATOR(op)                              \
+  SERIATIM_INLINE f32x16 operator op(f32x16 a, f32x16 b) { \
+    SERIATIM_EACH a.part[i] = a.part[i] op b.part[i];      \
+    return a;                                              \
   }
-#define SERIATIM_COMPARE(op)                                \
-  SERIATIM_INLINE Mask operator op(f32x16 a, f32x16 b) {    \
-    Mask m;                                                 \
+#define SERIATIM_COMPARE(op)                                  \
+  SERIATIM_INLINE Mask operator op(f32x16 a, f32x16 b) {      \
+    Mask m;                                                   \
     SERIATIM_EACH m.part[i] = (Ints)(a.part[i] op b.part[i]); \
-    return m;                                               \
+    return m;                                                 \
   }
 SERIATIM_OPERATOR(+)
 SERIATIM_OPERATOR(-)
@@ -227,16 +235,19 @@ SERIATIM_INLINE float reduce(f32x16 v) {
 // Four sums at once, each by the same tree.
 SERIATIM_INLINE Vec4 reduce(f32x16 a, f32x16 b, f32x16 c, f32x16 d) {
   const Vec4 p = fold(a), q = fold(b), r = fold(c), s = fold(d);
-  const Vec4 pq = __builtin_shufflevector(p, q, 0, 1, 4, 5) +
-                  __builtin_shufflevector(p, q, 2, 3, 6, 7);
-  const Vec4 rs = __builtin_shufflevector(r, s, 0, 1, 4, 5) +
-                  __builtin_shufflevector(r, s, 2, 3, 6, 7);
+  const Vec4 pq =
+      __builtin_shufflevector(p, q, 0, 1, 4, 5) + __builtin_shufflevector(p, q, 2, 3, 6, 7);
+  const Vec4 rs =
+      __builtin_shufflevector(r, s, 0, 1, 4, 5) + __builtin_shufflevector(r, s, 2, 3, 6, 7);
   return __builtin_shufflevector(pq, rs, 0, 2, 4, 6) + __builtin_shufflevector(pq, rs, 1, 3, 5, 7);
 }
 
-// ---- work ----------------------------------------------------------------------------------------
+// ---- work
+// ----------------------------------------------------------------------------------------
 
-struct Range { int64_t begin, end; };
+struct Range {
+  int64_t begin, end;
+};
 
 // A worker's share of n things, in runs of `grain`: fixed, but no result depends on it.
 SERIATIM_INLINE Range share(int64_t n, int64_t grain, Worker worker) {

@@ -120,7 +120,8 @@ void Pool::barrier(int worker) {
   }
   int64_t& patience = shared.patience[worker].nanoseconds;
   const bool soon = await_change(shared.phase, phase, shared.patience[worker]);
-  if (spin_) patience = std::clamp(soon ? 2 * patience : patience / 4, kLeastPatience, kMostPatience);
+  if (spin_)
+    patience = std::clamp(soon ? 2 * patience : patience / 4, kLeastPatience, kMostPatience);
 }
 
 bool Pool::await_change(const Word& word, uint32_t old, Patience patience) {

@@ -4,8 +4,8 @@
 // false), since a spinning worker would hold the processor that another one needs. A barrier that
 // was not passed while spinning makes the worker's next spins shorter, one that was, longer: beside
 // a busy process (whose turn a spinning worker only delays) it soon sleeps at once. Every worker,
-// the caller included, computes with one fixed floating-point mode (contracts.md, 4). A forked child
-// has no threads: the pool makes new ones at its next run.
+// the caller included, computes with one fixed floating-point mode (contracts.md, 4). A forked
+// child has no threads: the pool makes new ones at its next run.
 #pragma once
 #include <sys/types.h>
 
@@ -46,8 +46,12 @@ class Pool {
   void barrier(int worker);           // called by every worker of a running job
 
  private:
-  struct alignas(64) Word { std::atomic<uint32_t> value{0}; };
-  struct alignas(64) Patience { int64_t nanoseconds; };  // how long one worker spins
+  struct alignas(64) Word {
+    std::atomic<uint32_t> value{0};
+  };
+  struct alignas(64) Patience {
+    int64_t nanoseconds;
+  };  // how long one worker spins
   struct Shared {
     Word epoch, arrived, phase;  // jobs begun; workers at the barrier; barriers passed
     bool quit = false;

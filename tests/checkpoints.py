@@ -157,8 +157,10 @@ def expected_ids(folder: Path, ids: list[int], count: int) -> list[int]:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
+    given = torch.tensor([ids])
+    seen = torch.ones_like(given)  # else id 0 is taken for padding and hidden
     with torch.no_grad():
-        whole = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)
+        whole = model.generate(given, attention_mask=seen, max_new_tokens=count, do_sample=False)
     return whole[0, len(ids) :].tolist()
 
 

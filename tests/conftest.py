@@ -1,15 +1,30 @@
 """What every test file shares: data, hypothesis without chance, a count of what was skipped."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+# Before torch is imported: processes that share processors and wait actively for each other's
+# threads take 20 times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 settings.register_profile("seriatim", derandomize=True, deadline=None, database=None)
 settings.load_profile("seriatim")
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the torch backend's tests run")
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig) -> str:
+    """A torch device: `pytest --device cuda`."""
+    return pytestconfig.getoption("device")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import seriatim
 from seriatim import codecs
 from seriatim.codecs.byte import ByteCodec
 from seriatim.errors import FileError, NumericError, RequestError, ResourceError
@@ -214,10 +215,18 @@ def test_adamw_is_torchs():
 @pytest.mark.parametrize("length", [2, 7, 8, 9, 20, 41])
 def test_every_id_is_scored_once(length):
     document = np.arange(length, dtype=np.int32)
-    cut = list(evaluate.windows(document, start=(0,), context=8))
+    cut = list(evaluate.windows(document, lead=1, context=8))
     scored = np.concatenate([w.ids[w.first :] for w in cut])
     assert scored.tolist() == list(range(1, length))
     assert all(len(w.ids) <= 8 and w.ids[0] == 0 for w in cut)
+
+
+def test_the_score_is_that_of_the_model_as_loaded(book, tmp_path):
+    held = write(tmp_path / "held.txt", TEXT * 5)
+    mine = of(run(book, tmp_path / "out", validation=[held]), Score)[-1]
+    theirs = seriatim.load(tmp_path / "out", backend="torch").score(held)
+    assert mine.ids == len(theirs.ids)
+    assert mine.bits_per_unit == pytest.approx(theirs.bits_per_unit, abs=1e-5)
 
 
 def test_the_score_of_a_uniform_model_is_known():
@@ -536,9 +545,6 @@ def test_no_held_out_names_is_none_asked_for(tmp_path):
 
 
 def test_the_verb_can_be_called_after_its_package_was_imported(book, tmp_path):
-    import seriatim
-    import seriatim.train.loop
-
     with pytest.raises(RequestError, match="size is 'big'"):
         seriatim.train(book, size="big", steps=1, out=tmp_path / "out")
 

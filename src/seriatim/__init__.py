@@ -8,9 +8,11 @@ The public names are few and lazy: importing the package loads neither numpy nor
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # what typing's is too; its import takes longer than all of the rest here
 if TYPE_CHECKING:
+    from typing import Any
+
     from seriatim.api import Model
     from seriatim.engine.engine import Engine
     from seriatim.errors import (
@@ -53,7 +55,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _WHERE:
         raise AttributeError(f"module 'seriatim' has no attribute {name!r}")
     return getattr(import_module(f"seriatim.{_WHERE[name]}"), name)

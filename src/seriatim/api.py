@@ -4,8 +4,7 @@ Everything here is a fold over `Engine.step()`: one request is a batch of one, a
 that generates nothing, the whole answer is the end of the stream.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from seriatim.codecs import Codec, Watch
+from seriatim.engine.cache import BlockPool
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import NAMES, token_ids, whole
 from seriatim.engine.request import Request
-from seriatim.errors import RequestError, did_you_mean
+from seriatim.errors import RequestError, SeriatimError, did_you_mean, shown
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models.checkpoint import Checkpoint
-from seriatim.results import Piece, Result, Score, Stream, with_samples
+from seriatim.results import Result, Score, Stream, with_samples
 from seriatim.scoring import Logprobs, Window, standard_error, windows
 
 MOST_SAMPLES = 128
@@ -37,21 +37,18 @@ class Model:
     def __init__(
         self, source: Checkpoint, codec: Codec | None, run: Runtime, *, blocks: int, facts: str
     ) -> None:
-        self.checkpoint, self.codec, self.runtime, self.blocks = source, codec, run, blocks
+        self.checkpoint, self.codec, self.runtime = source, codec, run
+        self.pool = BlockPool(blocks, run.resize)
         self.vocab_size = source.spec.vocab_size
         self.context = min(source.spec.context, blocks * BLOCK)
         self.ends = tuple(sorted({*source.ends, *(codec.ends if codec else ())}))
         own = () if source.start is None else (source.start,)
         self.start = (codec.start if codec else ()) or own  # what an empty prompt becomes
-        self._facts = facts
+        self.facts = facts
+        self.engine = Engine(self)  # every call of this model shares it
 
     def __repr__(self) -> str:
-        return f"<seriatim.Model {self._facts}>"
-
-    @cached_property
-    def engine(self) -> Engine:
-        """The engine that every call of this model shares."""
-        return Engine(self)
+        return f"<seriatim.Model {self.facts}>"
 
     def generate(
         self,
@@ -73,7 +70,8 @@ class Model:
                 (default 1.0; 0 is greedy), top_k, top_p, min_p, repetition_penalty,
                 presence_penalty, frequency_penalty, logit_bias, allowed_ids, banned_ids, seed
                 (default: drawn, and returned), ignore_end, logprobs (True, or how many
-                alternatives, at most 20), prompt_logprobs, forced_ids, processors, priority, tenant.
+                alternatives, at most 20), prompt_logprobs, forced_ids, processors, priority,
+                tenant.
 
         Raises:
             RequestError: anything that cannot be honoured whole, before any work.
@@ -91,20 +89,20 @@ class Model:
 
     def stream(
         self, prompt: Prompt = None, *, stop: str | Sequence[str] = (), **options: Any
-    ) -> Iterator[Piece]:
-        """The pieces of `generate`'s answer as they come; closing the iterator ends the request.
+    ) -> Stream:
+        """The pieces of `generate`'s answer as they come, then its `.result()`.
+
+        Closing the iterator, or dropping it, ends the request and frees its cache.
 
         Raises:
             RequestError, NumericError: as `generate`; options are checked before the first piece.
         """
-        if _several(prompt):
-            raise RequestError("stream takes one prompt", fix="use generate for a list of them")
-        return self.open(prompt, stop=stop, **options).pieces()
-
-    def open(
-        self, prompt: Prompt = None, *, stop: str | Sequence[str] = (), **options: Any
-    ) -> Stream:
-        """A request under way: iterate over `.pieces()`, then read `.result()`."""
+        if _several(prompt) or "n" in options:
+            raise RequestError(
+                f"stream was given {'n' if 'n' in options else 'a list of prompts'}",
+                expected="one prompt, and one sample of it",
+                fix="use generate",
+            )
         return self._open(self.prompt_ids(prompt), stop, options)
 
     def score(self, raw: Prompt, *, given: Prompt = None) -> Score:
@@ -147,7 +145,9 @@ class Model:
         Raises:
             RequestError: ids outside the vocabulary, none of them, or more than the context.
         """
-        logits = np.empty((len(ids), self.vocab_size), np.float32)
+        ids = token_ids("ids", ids, self.vocab_size)
+        most = min(len(ids), self.context)  # `add` refuses more
+        logits = np.empty((most, self.vocab_size), np.float32)
 
         def keep(position: int, rows: np.ndarray) -> None:
             logits[position : position + len(rows)] = rows
@@ -178,19 +178,28 @@ class Model:
         self, prompts: Sequence[Prompt], n: int, stop: Any, options: Mapping[str, Any]
     ) -> list[Result]:
         """Every prompt is checked before any work; then all run together."""
-        checked = [self.prompt_ids(prompt) for prompt in prompts]
+        checked = [self._numbered(place, prompts) for place in range(len(prompts))]
         streams: list[list[Stream]] = []
         try:
             for ids in checked:
-                first = self._open(ids, stop, options)
-                same = {**options, "seed": first.request.options.seed}
-                rest = [self._open(ids, stop, same, sample=i) for i in range(1, n)]
-                streams.append([first, *rest])
+                streams.append([self._open(ids, stop, options)])
+                same = {**options, "seed": streams[-1][0].request.options.seed}
+                streams[-1] += (self._open(ids, stop, same, sample=i) for i in range(1, n))
             self._finish([s.request for some in streams for s in some])
         finally:
             for stream in (s for some in streams for s in some):
                 self.engine.abort(stream.request)  # those that are done stay as they are
         return [with_samples([s.result() for s in some]) for some in streams]
+
+    def _numbered(self, place: int, prompts: Sequence[Prompt]) -> list[int]:
+        """The ids of one prompt of several; an error says which one it is."""
+        try:
+            return self.prompt_ids(prompts[place])
+        except SeriatimError as error:
+            if len(prompts) == 1:
+                raise
+            seen = f"prompt {place} of {len(prompts)} (from 0): {error.seen}"
+            raise type(error)(seen, expected=error.expected, fix=error.fix) from error
 
     def _open(
         self, ids: list[int], stop: Any, options: Mapping[str, Any], sample: int = 0
@@ -206,8 +215,12 @@ class Model:
         return Stream(self.engine, request, self.codec, watch, scores)
 
     def _finish(self, requests: Sequence[Request]) -> None:
-        while any(not r.done for r in requests):
-            self.engine.step()
+        try:
+            while any(not r.done for r in requests):
+                self.engine.step()
+        finally:
+            for request in requests:
+                self.engine.abort(request)  # those that are done stay as they are
         for request in requests:
             if request.error is not None:
                 raise request.error
@@ -226,24 +239,20 @@ class Model:
         """log p of the ids that each window scores."""
         sinks = [Logprobs([*ids[: w.lead], *ids[w.start : w.end]], w.first) for w in cuts]
         requests = [self.engine.add(s.ids, rows=s, generate=False, seed=0) for s in sinks]
-        try:
-            self._finish(requests)
-        finally:
-            for request in requests:
-                self.engine.abort(request)
+        self._finish(requests)
         return [sink.values[sink.first :] for sink in sinks]
 
     def _content(self, raw: Prompt) -> list[int]:
         """The ids of an object, a file or a list of ids; nothing added."""
         if isinstance(raw, Path):
             raw = self._codec("a file").read(raw)
-        if _is_ids(raw):
+        if _is_ids(raw) or isinstance(raw, list | tuple):  # what is no id in it is named
             return list(token_ids("prompt", raw, self.vocab_size))
         return self._codec(f"a {type(raw).__name__}").encode(raw)
 
     def _lead(self, ids: Sequence[int]) -> int:
         """How many start ids stand in front of `ids`."""
-        start = list(self.codec.start) if self.codec else self.start
+        start = list(self.codec.start if self.codec else self.start)
         return len(start) if list(ids[: len(start)]) == start else 0
 
     def _start_alone(self) -> list[int]:
@@ -273,7 +282,7 @@ def _is_ids(prompt: Prompt) -> bool:
     if isinstance(prompt, np.ndarray):
         return True
     return isinstance(prompt, list | tuple) and not any(
-        isinstance(p, str | bytes | list | tuple | Path) for p in prompt
+        isinstance(p, str | bytes | list | tuple | np.ndarray | Path) for p in prompt
     )
 
 
@@ -289,14 +298,14 @@ def _named(options: Mapping[str, Any]) -> dict[str, Any]:
             raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, known))
     asked = options.get("prompt_logprobs", False)
     if not isinstance(asked, bool):
-        raise RequestError(f"prompt_logprobs is {asked!r}", expected="True or False")
+        raise RequestError(f"prompt_logprobs is {shown(asked)}", expected="True or False")
     return dict(options)
 
 
 def _stops(stop: Any, codec: Codec | None) -> list[str]:
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
-        raise RequestError(f"stop is {stop!r:.80}", expected="strings that are not empty")
+        raise RequestError(f"stop is {shown(stop)}", expected="strings that are not empty")
     if len(stops) > MOST_STOPS or any(len(s) > LONGEST_STOP for s in stops):
         raise RequestError(
             f"stop has {len(stops)} strings, the longest of {max(map(len, stops))} characters",

@@ -7,43 +7,48 @@ stdout carries the result and nothing else; errors are one line on stderr and an
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.exceptions import TyperException
 
 import seriatim
-from seriatim.errors import RequestError, SeriatimError
+from seriatim.errors import FileError, RequestError, SeriatimError
+from seriatim.terminal import failed, plain, replace_closed, spinner, stdin_text, tell, typed, write
 
 if TYPE_CHECKING:
     from seriatim.api import Model
     from seriatim.results import Result, Score
 
 DEFAULT = "tales"
+LOADING = ("backend", "device", "precision", "kv", "threads", "context", "cache_bytes", "isa")
 
 app = typer.Typer(
     help="Trains, measures and runs autoregressive models over any sequence.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=True,
 )
 
 Name = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="A shipped name, a path or a hub id. [default: tales]"),
+    typer.Option("--model", "-m", help="A shipped name, path or hub id.", show_default=DEFAULT),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 Backend = Annotated[str, typer.Option(help="native or torch.")]
 Device = Annotated[str | None, typer.Option(help="Of the torch backend: cpu, cuda, ...")]
 Precision = Annotated[str, typer.Option(help="stored, f32, f16 or bf16.")]
 Kv = Annotated[str | None, typer.Option(help="Keys and values: f32 or bf16.")]
-Threads = Annotated[int | None, typer.Option(help="Workers. [default: one per processor]")]
-Context = Annotated[int | None, typer.Option(help="The most ids of a sequence.")]
-Isa = Annotated[str | None, typer.Option(help="avx512, avx2 or plain. [default: the best here]")]
+Threads = Annotated[int | None, typer.Option(help="Workers.", show_default="one per processor")]
+Context = Annotated[
+    int | None, typer.Option(help="The most ids of a sequence.", show_default="the model's own")
+]
+CacheBytes = Annotated[
+    int | None, typer.Option(help="For keys and values.", show_default="half of what is free")
+]
+Isa = Annotated[
+    str | None, typer.Option(help="avx512, avx2 or plain.", show_default="the best here")
+]
 
 
 @app.command()
@@ -53,7 +58,7 @@ def generate(
     model: Name = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A file of the codec's kind.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="Ids, such as 1,5,9.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="[default: a full context]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(show_default="a full context")] = None,
     min_tokens: int = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
@@ -62,14 +67,22 @@ def generate(
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
-    seed: Annotated[int | None, typer.Option(help="[default: drawn, see --json]")] = None,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(help="ID=NUMBER; may be repeated.")
+    ] = None,
+    allowed_ids: Annotated[str | None, typer.Option(help="No others: ids, such as 1,5,9.")] = None,
+    banned_ids: Annotated[str | None, typer.Option(help="Not these.")] = None,
+    seed: Annotated[int | None, typer.Option(show_default="drawn; --json says it")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 1,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
-    ignore_end: Annotated[bool, typer.Option("--ignore-end")] = False,
+    ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on past end ids.")] = False,
     logprobs: Annotated[
-        int | None, typer.Option(help="With --json: how many alternatives.")
+        int | None, typer.Option(help="With --json: how many alternatives, 0 to 20.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the output here.")] = None,
+    prompt_logprobs: Annotated[bool, typer.Option("--prompt-logprobs", help="Likewise.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the output here; of n, FILE-0, FILE-1, ...")
+    ] = None,
     as_json: Json = False,
     backend: Backend = "native",
     device: Device = None,
@@ -77,45 +90,34 @@ def generate(
     kv: Kv = None,
     threads: Threads = None,
     context: Context = None,
+    cache_bytes: CacheBytes = None,
     isa: Isa = None,
 ) -> None:
     """Continue a prompt, one id after another."""
-    given = _prompt(prompt, prompt_file, prompt_ids)
-    loaded = _load(
-        model,
-        backend=backend,
-        device=device,
-        precision=precision,
-        kv=kv,
-        threads=threads,
-        context=context,
-        isa=isa,
-    )
-    options: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "min_tokens": min_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "seed": seed,
-        "stop": stop or [],
-        "ignore_end": ignore_end,
-    }
-    if logprobs is not None:
-        options["logprobs"] = logprobs
-    if n > 1 or as_json or out is not None or loaded.codec is None:
-        _show(loaded, loaded.generate(given, n=n, **options).samples, as_json, out)
-    else:
-        _stream(loaded, given, options)
+    given = dict(locals())
+    start = _prompt(prompt, prompt_file, prompt_ids)
+    options = _options(given)
+    if out is not None:
+        _check_out(out)
+    loaded = _load(model, given)
+    if n == 1 and not as_json and out is None and loaded.codec is not None:
+        _stream(loaded, start, options, say=model is None)
+        return
+    with spinner("generating"):
+        results = loaded.generate(start, n=n, **options).samples
+    _say(loaded, model is None)
+    for index, result in enumerate(results):
+        if out is not None:
+            _save(loaded, result, out if n == 1 else out.with_stem(f"{out.stem}-{index}"))
+        if as_json:
+            write(json.dumps(_as_dict(index, result)) + "\n")
+        elif out is None:
+            write(_text(loaded, result) + "\n")
 
 
 @app.command()
 def score(
-    files: Annotated[list[Path], typer.Argument(help="Files of the codec's kind.")],
+    files: Annotated[list[Path], typer.Argument(help="Files of the codec's kind; - is stdin.")],
     *,
     model: Name = None,
     as_json: Json = False,
@@ -125,26 +127,20 @@ def score(
     kv: Kv = None,
     threads: Threads = None,
     context: Context = None,
+    cache_bytes: CacheBytes = None,
     isa: Isa = None,
 ) -> None:
     """Bits per unit of files under a model, with their standard error."""
     from seriatim.measure.score import total
 
-    loaded = _load(
-        model,
-        backend=backend,
-        device=device,
-        precision=precision,
-        kv=kv,
-        threads=threads,
-        context=context,
-        isa=isa,
-    )
+    loaded = _load(model, dict(locals()))
     contents = [_read(loaded, path) for path in files]  # every file is checked before any work
     scores = []
     for path, raw in zip(files, contents, strict=True):
-        with _spinner(f"scoring {path.name}"):
+        with spinner(f"scoring {path.name}"):
             scores.append(loaded.score(raw))
+        if len(scores) == 1:
+            _say(loaded, model is None)
         _print_score(str(path), scores[-1], as_json)
     if len(files) > 1:
         _print_score("all", total(scores), as_json)
@@ -223,135 +219,137 @@ def codecs(*, as_json: Json = False) -> None:
 
     for name in registry.names("seriatim.codecs"):
         module = registry.get("seriatim.codecs", name)
-        _print_row(name, {"does": (module.__doc__ or "").strip().splitlines()[0]}, as_json)
+        does = (module.__doc__ or "").strip().partition("\n")[0]  # python -OO has none
+        _print_row(name, {"does": does}, as_json)
 
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
+    *,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error comes from; of any command.")
+    ] = False,
 ) -> None:
     if version:
         print(f"seriatim {seriatim.__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        names = [c.callback.__name__ for c in app.registered_commands if c.callback]
+        raise RequestError("no command was given", expected=f"one of {', '.join(names)}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command and exit with its code; `--debug` anywhere keeps the traceback."""
+    """Run a command and exit with its code; `--debug` anywhere before `--` keeps the traceback."""
     words = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    options = words[: words.index("--")] if "--" in words else words
+    words = [word for word in options if word != "--debug"] + words[len(options) :]
+    replace_closed()
     try:
         code = typer.main.get_command(app).main(words, prog_name="seriatim", standalone_mode=False)
         sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
-    except BrokenPipeError:
-        _abandon_stdout()
-        sys.exit(0)  # the reader has what it wanted
-    except (KeyboardInterrupt, typer.Abort):
-        _abandon_stdout()
-        sys.exit(130)
-    except Exception as error:
-        if debug:
-            raise
-        print(f"seriatim: {_one_line(error)}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        code = failed(error, debug="--debug" in options)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, TyperException):
-        return " ".join(getattr(error, "format_message", error.__str__)().split())
-    if isinstance(error, SeriatimError):
-        return str(error)
-    what = " ".join(str(error).split())
-    return f"{type(error).__name__}: {what} (--debug shows where)"
+def _load(name: str | None, given: Mapping[str, Any]) -> "Model":
+    with spinner(f"loading {name or DEFAULT}"):
+        return seriatim.load(name or DEFAULT, **{key: given[key] for key in LOADING})
 
 
-def _abandon_stdout() -> None:
-    """Nothing may write to a closed pipe at exit."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _say(model: "Model", default: bool) -> None:
+    """What runs: said once nothing can be refused any more."""
+    tell(model.facts + " (--model chooses another)" * default)
 
 
-def _load(name: str | None, **options: Any) -> "Model":
-    if name is None:
-        print(f"seriatim: using the model {DEFAULT!r} (--model chooses another)", file=sys.stderr)
-    with _spinner(f"loading {name or DEFAULT}"):
-        return seriatim.load(name or DEFAULT, **options)
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The request options that were given, as `Model.generate` takes them."""
+    from seriatim.engine.options import NAMES
+
+    shown = given["logprobs"] is not None or given["prompt_logprobs"]
+    if shown and not given["as_json"]:
+        raise RequestError("log-probabilities are shown in JSON only", fix="add --json")
+    options = {name: value for name, value in given.items() if name in NAMES and value is not None}
+    for name in ("allowed_ids", "banned_ids"):
+        if name in options:
+            options[name] = _ids(f"--{name.replace('_', '-')}", options[name])
+    if "logit_bias" in options:
+        options["logit_bias"] = dict(map(_bias, options["logit_bias"]))
+    stops = [typed("--stop", text) for text in given["stop"] or ()]
+    return options | {"stop": stops, "prompt_logprobs": given["prompt_logprobs"]}
 
 
 def _prompt(text: str | None, path: Path | None, ids: str | None) -> Any:
     """The prompt, from the one of three ways that was used; none is the model's start id."""
-    given = [
-        name
-        for name, v in (("PROMPT", text), ("--prompt-file", path), ("--prompt-ids", ids))
-        if v is not None
-    ]
+    ways = {"PROMPT": text, "--prompt-file": path, "--prompt-ids": ids}
+    given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
-        raise RequestError(f"{' and '.join(given)} are both given", expected="one of them")
-    if path is not None:
-        return path
+        raise RequestError(f"{' and '.join(given)} are given", expected="one of them")
     if ids is not None:
-        return _ids(ids)
-    return _stdin() if text == "-" else text
+        return _ids("--prompt-ids", ids)
+    if text == "-":
+        return stdin_text()
+    return path if text is None else typed("PROMPT", text)
 
 
-def _ids(text: str) -> list[int]:
+def _ids(name: str, text: str) -> list[int]:
     try:
         return [int(word) for word in text.replace(",", " ").split()]
     except ValueError:
-        raise RequestError(
-            f"--prompt-ids is {text!r:.80}", expected="numbers such as 1,5,9"
-        ) from None
+        raise RequestError(f"{name} is {text!r:.80}", expected="ids such as 1,5,9") from None
 
 
-def _stdin() -> str:
-    data = sys.stdin.buffer.read() if sys.stdin is not None else b""
+def _bias(text: str) -> tuple[int, float]:
+    id, _, value = text.partition("=")
     try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"stdin is not UTF-8: byte {error.start}", expected="UTF-8") from None
+        return int(id), float(value)
+    except ValueError:
+        raise RequestError(f"--logit-bias is {text!r:.80}", expected="ID=NUMBER") from None
 
 
 def _read(model: "Model", path: Path) -> Any:
     if model.codec is None:
         raise RequestError("the model has no codec to read files with", fix="give it a tokenizer")
-    return model.codec.read(path)
+    return stdin_text() if str(path) == "-" else model.codec.read(path)
 
 
-def _stream(model: "Model", prompt: Any, options: dict[str, Any]) -> None:
+def _stream(model: "Model", prompt: Any, options: dict[str, Any], *, say: bool) -> None:
     """Text as it comes; on a terminal the prompt stands in front of it, in grey, on stderr."""
-    stream = model.open(prompt, **options)
+    stream = model.stream(prompt, **options)
+    _say(model, say)
     if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty():
         sys.stderr.write(f"\x1b[2m{prompt}\x1b[0m")
         sys.stderr.flush()
-    for piece in stream.pieces():
-        _write(piece.text)
+    for piece in stream:
+        write(piece.text)
         sys.stdout.flush()
-    _write("\n")
+    write("\n")
 
 
-def _write(text: str) -> None:
-    """UTF-8 whatever the locale says; a lone surrogate cannot come out of a codec."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+def _text(model: "Model", result: "Result") -> str:
+    """The text, or the ids where there is no codec to make text of them."""
+    return " ".join(map(str, result.ids)) if model.codec is None else result.text
 
 
-def _show(model: "Model", results: "list[Result]", as_json: bool, out: Path | None) -> None:
-    for index, result in enumerate(results):
-        if out is not None and model.codec is not None:
-            path = out if len(results) == 1 else out.with_stem(f"{out.stem}-{index}")
-            _save(model, result, path)
-        if as_json:
-            _write(json.dumps(_as_dict(index, result)) + "\n")
-        elif out is None:
-            text = " ".join(map(str, result.ids)) if model.codec is None else result.text
-            _write(text + "\n")
+def _check_out(path: Path) -> None:
+    """A file that cannot be written is refused before any work."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = (
+            "is a folder" if path.is_dir() else f"cannot be written: no folder {folder} to write in"
+        )
+        raise FileError(f"--out {path} {why}", expected="a file in a folder that can be written")
 
 
 def _save(model: "Model", result: "Result", path: Path) -> None:
-    assert model.codec is not None
     try:
-        model.codec.write(result.output, path)
+        if model.codec is None:
+            path.write_text(_text(model, result) + "\n")
+        else:
+            model.codec.write(result.output, path)
     except OSError as error:
         raise SeriatimError(
             f"cannot write {path}: {error.strerror}", fix="choose another --out"
@@ -369,27 +367,27 @@ def _print_score(name: str, score: "Score", as_json: bool) -> None:
     if as_json:
         hidden = {"ids", "logprobs"}
         facts = {key: value for key, value in vars(score).items() if key not in hidden}
-        _write(json.dumps({"file": name, **facts, "scored": len(score.ids)}) + "\n")
+        write(json.dumps({"file": name, **facts, "scored": len(score.ids)}) + "\n")
         return
     bits = "-" if score.bits_per_unit is None else f"{score.bits_per_unit:.4f}"
     error = "" if score.error is None else f" ± {score.error:.4f}"
-    _write(f"{name}\t{bits}{error} bits per {score.unit}\t{len(score.ids)} ids\n")
+    write(f"{plain(name)}\t{bits}{error} bits per {score.unit}\t{len(score.ids)} ids\n")
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _write(json.dumps(facts) + "\n")
+        write(json.dumps(facts) + "\n")
         return
     for name, value in facts.items():
         values = value if isinstance(value, list | tuple) else [value]
-        _write(f"{name}\t{', '.join(map(str, values)) or '-'}\n")
+        write(f"{name}\t{plain(', '.join(map(str, values))) or '-'}\n")
 
 
 def _print_row(name: str, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _write(json.dumps({"name": name, **facts}) + "\n")
+        write(json.dumps({"name": name, **facts}) + "\n")
         return
-    _write("\t".join([name, *map(str, facts.values())]) + "\n")
+    write("\t".join([name, *map(str, facts.values())]) + "\n")
 
 
 def _need_torch() -> None:
@@ -399,15 +397,3 @@ def _need_torch() -> None:
         raise SeriatimError(
             "training needs torch, which is not installed", fix="pip install 'seriatim[train]'"
         )
-
-
-@contextmanager
-def _spinner(what: str):
-    """A line on stderr while something long goes on; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(what):
-        yield

@@ -64,3 +64,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its `repr`, cut to 80 characters.
+
+    Example:
+        >>> shown("hot"), shown(10**5000)
+        ("'hot'", 'an int that cannot be shown')
+    """
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # an int of over 4300 digits, or an object that does not want to be seen
+        return f"an {type(value).__name__} that cannot be shown"

@@ -1,7 +1,7 @@
 """`load`: from a name to a `Model`. Downloads only what is named as a hub id."""
 
+import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from seriatim.errors import FileError, ModelError, RequestError, ResourceError, 
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models import checkpoint, memory, runtime
 from seriatim.models.checkpoint import Checkpoint
-from seriatim.models.weights import convert
+from seriatim.models.weights import DTYPES, Weights, convert, counts
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # "./x" is a path that is not there
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.bpe")
+PATIENCE = 10.0  # seconds for the hub's first answer
 
 
 def load(
@@ -62,21 +63,22 @@ def load(
             f"unknown option {min(unknown)!r}", fix=did_you_mean(min(unknown), known)
         )
     _check(backend, device, isa, threads)
+    _check_types(precision, kv)
     path = find(name)
     source = checkpoint.read(path, context=context)
     codec = _codec(path, source)
-    values = convert(source.weights, _precision(precision))
-    products = "f32" if values["embed.weight"].dtype.name == "float32" else "half"
-    kv = kv or ("f32" if products == "f32" else "bf16")
-    if kv not in ("f32", "bf16"):
-        raise RequestError(f"kv is {kv!r}", expected="'f32' or 'bf16'")
+    values = convert(source.weights, precision)
+    kv = kv or ("f32" if values["embed.weight"].dtype == DTYPES["f32"] else "bf16")
     run: Runtime
+    given: dict[str, Any] = {"names": source.names, "kv": kv}
     if backend == "native":
-        run = runtime.native(source.spec, values, threads=threads, kv=kv, isa=isa)
+        run = runtime.native(source.spec, values, threads=threads, isa=isa, **given)
     else:
-        run = runtime.torch(source.spec, values, kv=kv, device=device or "cpu")
+        device = "cpu" if device is None else device
+        run = runtime.torch(source.spec, values, device=device, **given)
     blocks = _blocks(source, run, cache_bytes, asked=context)
-    return Model(source, codec, run, blocks=blocks, facts=_facts(path, source, values, kv, run))
+    facts = _facts(_label(name, path), source, values, kv, blocks)
+    return Model(source, codec, run, blocks=blocks, facts=f"{facts}, {run.facts}")
 
 
 def find(name: str | Path) -> Path:
@@ -89,34 +91,46 @@ def find(name: str | Path) -> Path:
         return zoo.folder(name)
     if not isinstance(name, str | Path) or not str(name) or "\0" in str(name):
         raise RequestError(f"the model name is {name!r}", expected="a name, a path or a hub id")
-    path = Path(name)
-    if path.exists() or path.is_symlink():
-        return path
+    if os.path.lexists(name):
+        return Path(name)
     if isinstance(name, str) and HUB_ID.fullmatch(name):
         return _download(name)
+    known = zoo.names()
     raise RequestError(
         f"there is no model {str(name)!r:.200}",
-        expected=f"a shipped name ({', '.join(zoo.names())}), a path that exists, or a hub id",
-        fix=did_you_mean(str(name), zoo.names()) if zoo.names() else "",
+        expected="a path that exists, a hub id, or the name of a model that ships",
+        fix=did_you_mean(str(name), known) if known else "",
     )
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    """A hub model's folder: fetched, or kept from before where the hub is out of reach."""
+    from huggingface_hub import HfApi, snapshot_download
 
+    unreached = None
     try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        HfApi().model_info(name, timeout=PATIENCE)  # snapshot_download itself would wait for ever
+    except Exception as error:  # the network's, the hub's, those of libraries below
+        unreached = error
+    try:
+        return Path(
+            snapshot_download(
+                name, allow_patterns=list(HUB_FILES), local_files_only=unreached is not None
+            )
+        )
+    except Exception as error:
         raise FileError(
-            f"no path {name!r}, and as a hub id it cannot be fetched ({type(error).__name__})",
+            f"no path {name!r}, and as a hub id it cannot be fetched "
+            f"({type(unreached or error).__name__})",
             fix="check the name and the network, or give the path of a folder",
-        ) from None
+        ) from error
 
 
 def _check(backend: str, device: str | None, isa: str | None, threads: int | None) -> None:
     if backend not in ("native", "torch"):
         raise RequestError(f"backend is {backend!r}", expected="'native' or 'torch'")
+    if device is not None and not isinstance(device, str):
+        raise RequestError(f"device is {device!r:.80}", expected="a name such as 'cpu' or 'cuda'")
     if backend == "native" and device not in (None, "cpu"):
         raise RequestError(f"device is {device!r}", fix="use backend='torch' for it")
     if backend == "torch" and (isa is not None or threads is not None):
@@ -124,13 +138,17 @@ def _check(backend: str, device: str | None, isa: str | None, threads: int | Non
         raise RequestError(f"{name} is {value!r}", fix="it is for backend='native': leave it out")
 
 
-def _precision(name: str) -> str:
-    if name in ("int8", "int4"):
+def _check_types(precision: Any, kv: Any) -> None:
+    if precision in ("int8", "int4"):
         raise RequestError(
-            f"precision is {name!r}, which this version does not have yet",
+            f"precision is {precision!r}, which this version does not have yet",
             expected="'stored', 'f32', 'f16' or 'bf16'",
         )
-    return name
+    if precision not in ("stored", *DTYPES):
+        hint = did_you_mean(str(precision), ["stored", *DTYPES])
+        raise RequestError(f"precision is {precision!r:.80}", fix=hint)
+    if kv not in (None, "f32", "bf16"):
+        raise RequestError(f"kv is {kv!r:.80}", expected="'f32' or 'bf16'")
 
 
 def _codec(path: Path, source: Checkpoint) -> Codec | None:
@@ -179,11 +197,19 @@ def _blocks(source: Checkpoint, run: Runtime, cache_bytes: int | None, asked: in
     return blocks
 
 
-def _facts(path: Path, source: Checkpoint, values: Any, kv: str, run: Runtime) -> str:
-    spec = source.spec
-    kinds: Sequence[str] = list(dict.fromkeys(str(v.dtype) for v in values.values()))
+def _label(name: str | Path, path: Path) -> str:
+    """What the model is called: the last part of a path, or the name that stood for one."""
+    label = path.resolve().name if os.path.lexists(name) else str(name)
+    return label if label.isprintable() else ascii(label)
+
+
+def _facts(label: str, source: Checkpoint, values: Weights, kv: str, blocks: int) -> str:
+    spec, fits = source.spec, blocks * BLOCK
+    context = str(spec.context)
+    if fits < spec.context:
+        context = f"{fits} of {context} (what cache_bytes holds)"
     return (
-        f"{path.name}: {source.model_type}, {source.parameters:,} weights ({', '.join(kinds)}), "
-        f"{len(spec.layers)} layers of {spec.width}, vocabulary {spec.vocab_size}, kv {kv}, "
-        f"{run.facts}"
+        f"{label}: {source.model_type}, {source.parameters:,} weights "
+        f"({', '.join(counts(values))}), {len(spec.layers)} layer{'s' * (len(spec.layers) > 1)} "
+        f"of {spec.width}, vocabulary {spec.vocab_size}, context {context}, kv {kv}"
     )

@@ -1,8 +1,7 @@
 """What a request gives back: whole results, pieces of a stream, scores. Made by `api.py`."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from seriatim.codecs import Codec, Watch
 from seriatim.engine.engine import Engine
@@ -18,13 +17,13 @@ class Result:
         ids: the new ids, the end id excluded; `prompt_ids` the given ones.
         output: the codec's object for `ids`, up to a stop string; None without a codec.
         text: `output` as text, U+FFFD where bytes form no character.
-        finish_reason: "stop" or "length"; `stop` is the end id or stop string met, "max_tokens" or
-            "context" (or "abort").
+        finish_reason: "stop", "length" or, of a closed stream, "abort"; `stop` is the end id or
+            stop string met, "max_tokens", "context" or "abort".
         logprobs: of each id, under the model itself; None unless asked for. `stop_logprob` is the
             end id's; `top_logprobs` the likeliest (id, logprob) at each place.
         prompt_logprobs: of each prompt id but the first (None); None unless asked for.
         usage: counts and milliseconds by phase.
-        samples: all `n` results; the first is this one.
+        samples: all `n` results; the first says what this one says.
         reencodes: whether encoding `output` gives `ids` again.
     """
 
@@ -79,7 +78,7 @@ class Score:
 
 
 class Stream:
-    """A request under way."""
+    """A request under way: an iterator over its pieces. To close or drop it ends the request."""
 
     def __init__(
         self,
@@ -90,40 +89,51 @@ class Stream:
         scores: Logprobs | None,
     ) -> None:
         self.engine, self.request, self.codec = engine, request, codec
-        self._watch, self._scores, self._flushed = watch, scores, False
+        self._watch, self._scores = watch, scores
+        self._shown, self._texts, self._over = request.prompt, 0, False
 
-    def pieces(self) -> Iterator[Piece]:
-        """What each step adds; closing the iterator aborts the request and frees its cache."""
-        request, texts = self.request, 0
-        shown = request.prompt
-        try:
-            while not request.done:
-                self.engine.step()
-                if request.done:
-                    self._flush()
-                ids, pieces = request.ids[shown:], request.pieces[texts:]
-                if ids or any(pieces):
-                    yield Piece("".join(pieces), ids)
-                shown, texts = shown + len(ids), texts + len(pieces)
-            if request.error is not None:
-                raise request.error
-        finally:
-            self.engine.abort(request)
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Piece:
+        """What the next steps add. A step for another stream may have added to this one."""
+        while not self._over:
+            self._step()
+            ids, texts = self.request.ids[self._shown :], self.request.pieces[self._texts :]
+            self._shown, self._texts = self._shown + len(ids), self._texts + len(texts)
+            if ids or any(texts):
+                return Piece("".join(texts), ids)
+        if self.request.error is not None:
+            raise self.request.error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Abort the request and free its cache."""
+        self.engine.abort(self.request)
+        self._finish()
+
+    def __del__(self) -> None:
+        self.engine.abort(self.request)
 
     def result(self) -> Result:
-        """The whole answer, once it is done."""
-        self._flush()
+        """The whole answer: what the pieces fold into.
+
+        Raises:
+            NumericError, RequestError: what ended the request.
+        """
+        for _ in self:
+            pass
         r, codec = self.request, self.codec
         prompt, ids = r.ids[: r.prompt], r.ids[r.prompt :]
         text = "".join(r.pieces)
         asked = r.options.logprobs is not None
-        assert r.stop is not None
+        assert r.stop is not None  # it is over, and without an error
         return Result(
             ids=ids,
             prompt_ids=prompt,
-            output=None if codec is None else _output(codec, prompt, ids, text, r.stop),
+            output=None if codec is None else _output(codec.decode(ids, after=prompt), text, r),
             text=text,
-            finish_reason="length" if r.stop in ("max_tokens", "context") else "stop",
+            finish_reason=r.reason,
             stop=r.stop,
             seed=r.options.seed,
             usage=r.usage,
@@ -134,22 +144,36 @@ class Stream:
             reencodes=None if codec is None else not codec.differs(ids),
         )
 
-    def _flush(self) -> None:
-        """Text held back at the end: it began a stop string or a character, and came to nothing."""
-        if self._watch is not None and not self._flushed:
+    def _step(self) -> None:
+        try:
+            if not self.request.done:
+                self.engine.step()
+        except BaseException:
+            self.close()
+            raise
+        if self.request.done:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Nothing more will come: shows what was held back, since it begins no stop string."""
+        if not self._over and self._watch is not None:
             self.request.pieces.append(self._watch.finish())
-        self._flushed = True
+        self._over = True
 
 
 def with_samples(samples: list[Result]) -> Result:
     """The first sample, holding them all."""
-    samples[0].samples.extend(samples)
-    return samples[0]
+    return replace(samples[0], samples=samples)
 
 
-def _output(codec: Codec, prompt: list[int], ids: list[int], text: str, stop: int | str) -> Any:
-    """The codec's object of the ids, up to the stop string if one was met."""
-    raw = codec.decode(ids, after=prompt)
-    if not isinstance(stop, str) or stop in ("max_tokens", "context", "abort"):
+def _output(raw: Any, text: str, request: Request) -> Any:
+    """The codec's object of all ids, up to the stop string if one was met."""
+    if request.reason != "stop" or not isinstance(request.stop, str):
         return raw
-    return raw[: raw.find(stop.encode())] if isinstance(raw, bytes) else text
+    return _before(raw, text) if isinstance(raw, bytes) else text
+
+
+def _before(raw: bytes, text: str) -> bytes:
+    """The beginning of `raw` that reads as `text`: bytes that are no text stay as they are."""
+    ends = range(len(raw), -1, -1)
+    return next((raw[:n] for n in ends if raw[:n].decode(errors="replace") == text), raw)

@@ -8,6 +8,7 @@ import numpy as np
 
 from seriatim.codecs import Codec
 from seriatim.engine.sampler import log_sum
+from seriatim.errors import RequestError
 
 RUN = (
     128  # consecutive ids taken as one draw for the standard error: neighbours resemble each other
@@ -33,7 +34,14 @@ def windows(count: int, *, context: int, lead: int, first: int) -> Iterator[Wind
         first: the first id to score, at least 1.
 
     Source: contracts.md, 26: the first window scores all its ids, later ones their second half.
+
+    Raises:
+        RequestError: a window has no room for an id to predict.
     """
+    if context < max(lead, 1) + 1:
+        raise RequestError(
+            f"the context is {context}", expected=f"at least {max(lead, 1) + 1} ids to score in"
+        )
     if first < context:
         yield Window(lead, lead, min(context, count), first)
     stride = max(context // 2, 1)

@@ -8,7 +8,11 @@ evicted when blocks run out. The pool starts empty and grows on demand up to `li
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from threading import RLock
+from typing import Protocol
+from weakref import WeakSet
 
+from seriatim.errors import ResourceError
 from seriatim.kernels.ops import BLOCK
 
 ROOT = 0  # the parent of a sequence's first block
@@ -24,8 +28,18 @@ class Block:
     key: tuple[int, str, tuple[int, ...]] | None = None  # (parent serial, tenant, ids) once full
 
 
+class Holder(Protocol):
+    """Who takes blocks of a pool: the scheduler of an engine."""
+
+    def held(self) -> Iterable[Sequence[Block]]:
+        """The blocks of each sequence."""
+        ...
+
+
 class BlockPool:
     """Every block is free, held by `users` sequences, or kept (full, unused, reusable).
+
+    A model has one, for all its engines: `lock` is held through each step of one.
 
     Args:
         limit: the most blocks there may be.
@@ -40,6 +54,8 @@ class BlockPool:
         self._kept: OrderedDict[int, Block] = OrderedDict()  # by index, oldest first
         self._known: dict[tuple[int, str, tuple[int, ...]], Block] = {}
         self._serial = ROOT
+        self.lock = RLock()
+        self.holders: WeakSet[Holder] = WeakSet()
 
     @property
     def available(self) -> int:
@@ -47,7 +63,11 @@ class BlockPool:
         return len(self._free) + len(self._kept) + self.limit - self.total
 
     def take(self) -> Block | None:
-        """A block for new positions: a free, a new, or the least recently used kept one."""
+        """A block for new positions: a free, a new, or the least recently used kept one.
+
+        Raises:
+            ResourceError: there is no memory for the first block.
+        """
         if not self._free and self.total < self.limit:
             self._grow()
         if not self._free and not self._kept:
@@ -68,12 +88,20 @@ class BlockPool:
             chain.append(self._hold(block))
         return chain
 
-    def publish(self, block: Block, parent: Block | None, tenant: str, ids: Sequence[int]) -> None:
-        """Make a block whose 64 positions are computed findable; the first of equals stays."""
+    def publish(self, block: Block, parent: Block | None, tenant: str, ids: Sequence[int]) -> Block:
+        """Make a block whose 64 positions are computed findable.
+
+        Returns:
+            the block to hold from here on: the first of equals, which have the same content.
+        """
         key = (parent.serial if parent else ROOT, tenant, tuple(ids))
-        if block.key is None and key not in self._known:
+        known = self._known.setdefault(key, block)
+        if known is block:
             block.key = key
-            self._known[key] = block
+        else:
+            self._hold(known)
+            self.release([block])
+        return known
 
     def release(self, blocks: Iterable[Block]) -> None:
         """Give up blocks, given in order; the last are evicted first, so chains stay findable."""
@@ -91,7 +119,7 @@ class BlockPool:
         while self._kept:
             self._free.append(self._evict())
 
-    def check(self, holders: Iterable[Iterable[Block]]) -> None:
+    def check(self) -> None:
         """Verify that every block is in exactly one state and every use is a holder's.
 
         Raises:
@@ -101,17 +129,26 @@ class BlockPool:
         if sorted(states) != list(range(self.total)):
             raise AssertionError(f"{self.total} blocks, but the states hold {sorted(states)}")
         uses: dict[int, int] = {}
-        for block in (block for blocks in holders for block in blocks):
+        for block in (b for holder in self.holders for blocks in holder.held() for b in blocks):
             uses[block.index] = uses.get(block.index, 0) + 1
         if uses != {block.index: block.users for block in self._held.values()}:
             raise AssertionError(f"holders count {uses}, the pool {self._held}")
-        if any(self._known.get(b.key) is not b for b in self._kept.values() if b.key):
-            raise AssertionError("a kept block cannot be found again")
+        keyed = [b for b in (*self._held.values(), *self._kept.values()) if b.key is not None]
+        if {b.key: b for b in keyed} != self._known or any(
+            b.key is None for b in self._kept.values()
+        ):
+            raise AssertionError("the blocks that can be found are not those that are full")
 
     def _grow(self) -> None:
         """Half as many again: few calls, and never over half more memory than was needed."""
         total = min(self.limit, max(4, self.total + (self.total + 1) // 2))
-        self.grow(total)
+        try:
+            self.grow(total)
+        except ResourceError:
+            if self.total == 0:
+                raise
+            self.limit = self.total  # what there is must do
+            return
         self._free += range(total - 1, self.total - 1, -1)
         self.total = total
 

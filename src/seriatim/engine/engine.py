@@ -5,17 +5,18 @@ leave, be cut into chunks or be preempted at any step.
 """
 
 from collections.abc import Iterator, Sequence
-from threading import RLock
+from itertools import count
 from typing import Any, Protocol
+from weakref import finalize
 
 import numpy as np
 
 from seriatim.engine.cache import BlockPool
-from seriatim.engine.options import parse, silent, token_ids
+from seriatim.engine.options import parse, silent, token_ids, whole
 from seriatim.engine.request import Request, Rows, Watch
 from seriatim.engine.sampler import Draw, draw
 from seriatim.engine.scheduler import Scheduler, Work
-from seriatim.errors import NumericError, RequestError, SeriatimError
+from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError
 from seriatim.kernels.ops import BLOCK, Batch, Runtime
 
 
@@ -31,8 +32,8 @@ class Servable(Protocol):
     @property
     def ends(self) -> Sequence[int]: ...
     @property
-    def blocks(self) -> int:
-        """The most cache blocks there may be."""
+    def pool(self) -> BlockPool:
+        """The blocks of the runtime's cache, shared by every engine of the model."""
         ...
 
 
@@ -44,6 +45,9 @@ class Engine:
         budget: the most ids computed in one step.
         chunk: the most ids of one request in one step; default: `budget`.
         most: the most requests that run together; others wait.
+
+    Raises:
+        RequestError: a limit that is not a whole number of at least 1.
 
     Example:
         >>> import seriatim
@@ -58,12 +62,18 @@ class Engine:
     def __init__(
         self, model: Servable, *, budget: int = 256, chunk: int | None = None, most: int = 256
     ) -> None:
-        self.model = model
-        self.pool = BlockPool(model.blocks, model.runtime.resize)
-        self.scheduler = Scheduler(self.pool, budget=budget, chunk=chunk or budget, most=most)
+        self.model, self.pool = model, model.pool
+        budget = whole("budget", budget, 1)
+        chunk = budget if chunk is None else whole("chunk", chunk, 1)
+        with self.pool.lock:
+            self.scheduler = Scheduler(
+                self.pool, budget=budget, chunk=chunk, most=whole("most", most, 1)
+            )
+        finalize(self, self.scheduler.clear)
         self._ends = frozenset(model.ends)
-        self._lock = RLock()
-        self._count = 0
+        self._computing = False
+        self._late: list[Request] = []
+        self._numbers = count(1)
 
     def add(
         self,
@@ -91,36 +101,49 @@ class Engine:
         """
         prompt = token_ids("prompt", ids, self.model.vocab_size)
         parsed = parse(options, self.model.vocab_size)
+        parsed = parsed if generate else silent(parsed)
+        sample = whole("sample", sample, 0, 2**32 - 1)
         self._refuse(prompt, room=int(generate))
-        with self._lock:
-            self._count += 1
-            parsed = parsed if generate else silent(parsed)
-            request = Request(self._count, list(prompt), parsed, sample, watch, rows)
+        with self.pool.lock:
+            request = Request(next(self._numbers), list(prompt), parsed, sample, watch, rows)
             self.scheduler.add(request)
         return request
 
     def step(self) -> list[Request]:
         """Compute once; the requests that moved on. An empty list: nothing is queued."""
-        with self._lock:
-            work = self.scheduler.schedule()
+        with self.pool.lock:
+            work, logits = self._compute()
             if not work:
-                return []
-            logits = self._run(work)
-            for item in work:
-                self._settle(item)
+                return self._starved()
             for item, some in zip(work, logits, strict=True):
                 self._advance(item, some)
             return [item.request for item in work]
 
     def abort(self, request: Request) -> None:
         """End a request now and free its cache; one that is done stays as it is."""
-        with self._lock:
-            if not request.done:
-                self._end(request, "abort")
+        with self.pool.lock:
+            if self._computing:  # a signal or a collected stream: what is computed must stay
+                self._late.append(request)
+            elif not request.done:
+                self._end(request, "abort", "abort")
 
     def check(self) -> None:
         """Verify the cache's books: free + used = total, and every use is a request's."""
-        self.pool.check(request.blocks for request in self.scheduler.running)
+        with self.pool.lock:
+            self.pool.check()
+
+    def _starved(self) -> list[Request]:
+        """Nothing can run: the first that waits will never have the blocks it needs."""
+        if self.scheduler.running or not self.scheduler.waiting:
+            return []
+        request = self.scheduler.waiting[0]
+        request.error = ResourceError(
+            f"the request needs {-(-request.pending // BLOCK)} cache blocks of {BLOCK} positions "
+            f"and can have {self.pool.available}",
+            fix="raise cache_bytes, or end what other engines of the model run",
+        )
+        self.scheduler.remove(request)
+        return [request]
 
     def _refuse(self, prompt: tuple[int, ...], *, room: int) -> None:
         if not prompt:
@@ -133,53 +156,61 @@ class Engine:
                 fix="shorten the prompt, or load with a longer context if the model has one",
             )
 
-    def _run(self, work: list[Work]) -> list[np.ndarray]:
-        """Logits of each item's rows, checked to be finite."""
-        batch, counts = _pack(work)
-        logits = self.model.runtime.step(batch)
-        some = np.split(logits, np.cumsum(counts)[:-1])
-        finite = np.split(self.model.runtime.finite(), np.cumsum(counts)[:-1])
-        for item, fine in zip(work, finite, strict=True):
-            if not fine.all():
-                item.request.error = NumericError(
-                    f"the logits are not finite; the first such tensor is "
-                    f"{self.model.runtime.trace(batch)}",
-                    fix="check the weights, or load with a wider precision",
-                )
-        return some
+    def _compute(self) -> tuple[list[Work], list[np.ndarray]]:
+        """Schedule and run; aborts that come meanwhile are done afterwards."""
+        self._computing = True
+        try:
+            work = self.scheduler.schedule()
+            return work, self._run(work) if work else []
+        finally:
+            self._computing = False
+            while self._late:
+                self.abort(self._late.pop())
 
-    def _settle(self, item: Work) -> None:
-        """The keys and values are written: count them, and let others find full blocks."""
-        item.request.computed += item.count
-        if item.request.error is None:
-            self.scheduler.publish(item.request)
+    def _run(self, work: list[Work]) -> list[np.ndarray]:
+        """Logits of each item's rows; a request whose rows are not finite gets its error."""
+        batch, counts = _pack(work)
+        cuts = np.cumsum(counts)[:-1]
+        logits = self.model.runtime.step(batch)
+        finite = self.model.runtime.finite()
+        if not finite.all():
+            logits = logits.copy()  # a trace computes in the same memory, and stops half-way
+            first = self.model.runtime.trace(batch)
+            for item, fine in zip(work, np.split(finite, cuts), strict=True):
+                item.request.error = None if fine.all() else _not_finite(first)
+        return np.split(logits, cuts)
 
     def _advance(self, item: Work, logits: np.ndarray) -> None:
-        request = item.request
+        """The keys and values are written: count them, let others find full blocks, sample."""
+        request, start = item.request, item.request.computed
         try:
-            if request.error is None:
-                self._sample(item, logits)
+            if not request.done:  # another's processor may have aborted it
+                request.computed += item.count
+                self.scheduler.publish(request)
+                self._sample(request, start, logits)
         except Exception as error:  # a request's own fault must not stop the others
             request.error = error if isinstance(error, SeriatimError) else _wrapped(error)
+        except BaseException:
+            request.computed = start  # Ctrl-C: the next step computes it again
+            raise
         if request.error is not None:
             self.scheduler.remove(request)
 
-    def _sample(self, item: Work, logits: np.ndarray) -> None:
-        request = item.request
-        start = request.computed - item.count
+    def _sample(self, request: Request, start: int, logits: np.ndarray) -> None:
+        """What the logits are for: of position `start` on if they are the prompt's."""
         if request.rows is not None and start < request.prompt:
             request.rows(start, logits[: request.prompt - start])
         if request.pending:
             return
         request.lap("decode" if request.generated else "prefill")
         if request.options.max_tokens == 0:
-            self._end(request, "max_tokens")
+            self._end(request, "max_tokens", "length")
         else:
             self._accept(request, self._draw(request, logits[-1]))
 
     def _draw(self, request: Request, logits: np.ndarray) -> Draw:
         options, done = request.options, request.generated
-        early = options.ignore_end or done < options.min_tokens
+        early = done < options.min_tokens and not options.ignore_end
         return draw(
             logits,
             options.sampling,
@@ -187,7 +218,7 @@ class Engine:
             prompt=request.prompt,
             seed=options.seed,
             sample=request.sample,
-            forbidden=tuple(self._ends) if early and not options.ignore_end else (),
+            forbidden=tuple(self._ends) if early else (),
             forced=options.forced_ids[done] if done < len(options.forced_ids) else None,
             top=options.logprobs,
         )
@@ -208,12 +239,12 @@ class Engine:
                 self._end(request, met)
                 return
         if request.generated == request.options.max_tokens:
-            self._end(request, "max_tokens")
+            self._end(request, "max_tokens", "length")
         elif len(request.ids) == self.model.context:
-            self._end(request, "context")
+            self._end(request, "context", "length")
 
-    def _end(self, request: Request, stop: int | str) -> None:
-        request.stop = stop
+    def _end(self, request: Request, stop: int | str, reason: str = "stop") -> None:
+        request.stop, request.reason = stop, reason
         self.scheduler.remove(request)
 
 
@@ -222,7 +253,7 @@ def _pack(work: list[Work]) -> tuple[Batch, list[int]]:
     spans = [(w.request.computed, w.request.computed + w.count) for w in work]
     starts = np.cumsum([0] + [w.count for w in work])
     rows = [list(_rows(w, int(start))) for w, start in zip(work, starts[:-1], strict=True)]
-    table = np.full((len(work), max(-(-end // BLOCK) for _, end in spans)), -1, np.int32)
+    table = np.full((len(work), max(len(w.request.blocks) for w in work)), -1, np.int32)
     for line, w in zip(table, work, strict=True):
         line[: len(w.request.blocks)] = [block.index for block in w.request.blocks]
     batch = Batch(
@@ -244,6 +275,13 @@ def _rows(work: Work, start: int) -> Iterator[int]:
         yield from range(start, start + work.count)
     elif request.computed + work.count == len(request.ids):
         yield start + work.count - 1
+
+
+def _not_finite(first: str) -> NumericError:
+    return NumericError(
+        f"the logits are not finite; the first such tensor is {first}",
+        fix="check the weights, or load with a wider precision",
+    )
 
 
 def _wrapped(error: Exception) -> SeriatimError:

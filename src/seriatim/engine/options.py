@@ -8,7 +8,7 @@ from secrets import randbits
 from typing import Any
 
 from seriatim.engine.sampler import Sampling
-from seriatim.errors import RequestError, did_you_mean
+from seriatim.errors import RequestError, did_you_mean, shown
 
 MOST_LOGPROBS = 20
 
@@ -57,24 +57,33 @@ def whole(name: str, value: Any, low: float, high: float = float("inf")) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or not low <= number <= high:
-        upper = f" to {high:.0f}" if isfinite(high) else " or more"
-        raise RequestError(f"{name} is {value!r}", expected=f"a whole number, {low}{upper}")
+        upper = f" to {high}" if isfinite(high) else " or more"
+        raise RequestError(f"{name} is {shown(value)}", expected=f"a whole number, {low}{upper}")
     return number
 
 
 def token_ids(name: str, value: Any, vocab_size: int) -> tuple[int, ...]:
     """Ids within the vocabulary, from any sequence of whole numbers."""
-    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
-        raise RequestError(f"{name} is {value!r:.80}", expected="a list of ids")
-    ids = tuple(value)
-    for place, id in enumerate(ids):
-        integer = hasattr(id, "__index__") and not isinstance(id, bool)
-        if not integer or not 0 <= id < vocab_size:
-            raise RequestError(
-                f"{name}[{place}] is {id!r:.80}",
-                expected=f"an id from 0 to {vocab_size - 1} (the vocabulary has {vocab_size})",
-            )
-    return tuple(map(int, ids))
+    try:
+        given = None if isinstance(value, str | bytes | Mapping) else list(value)
+    except TypeError:
+        given = None
+    if given is None:
+        raise RequestError(f"{name} is {shown(value)}", expected="a list of ids")
+    return tuple(_id(f"{name}[{i}]", id, vocab_size) for i, id in enumerate(given))
+
+
+def _id(name: str, value: Any, vocab_size: int) -> int:
+    try:
+        number = -1 if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number < vocab_size:
+        raise RequestError(
+            f"{name} is {shown(value)}",
+            expected=f"an id from 0 to {vocab_size - 1} (the vocabulary has {vocab_size})",
+        )
+    return number
 
 
 def _consistent(options: Options) -> Options:
@@ -82,6 +91,11 @@ def _consistent(options: Options) -> Options:
         raise RequestError(
             f"min_tokens is {options.min_tokens} and max_tokens is {options.max_tokens}",
             expected="min_tokens <= max_tokens",
+        )
+    if options.max_tokens is not None and len(options.forced_ids) > options.max_tokens:
+        raise RequestError(
+            f"forced_ids has {len(options.forced_ids)} ids and max_tokens is {options.max_tokens}",
+            expected="no more forced ids than max_tokens",
         )
     allowed, banned = options.sampling.allowed_ids, set(options.sampling.banned_ids)
     if allowed is not None and not set(allowed) - banned:
@@ -99,14 +113,16 @@ def _optional(check: Callable) -> Callable:
 
 def _real(low: float, high: float, *, open_low: bool = False) -> Callable:
     def check(name: str, value: Any, _: int) -> float:
-        fine = isinstance(value, int | float) or hasattr(value, "__float__")
-        number = float(value) if fine and not isinstance(value, bool | str) else float("nan")
+        try:
+            number = float("nan" if isinstance(value, bool | str | bytes) else value)
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
         if not (low < number if open_low else low <= number) or not number <= high:
             left, right = "(" if open_low else "[", "]" if isfinite(high) else ")"
             expected = f"a number in {left}{low:g}, {high:g}{right}"
-            raise RequestError(f"{name} is {value!r}", expected=expected)
+            raise RequestError(f"{name} is {shown(value)}", expected=expected)
         if not isfinite(number):
-            raise RequestError(f"{name} is {value!r}", expected="a finite number")
+            raise RequestError(f"{name} is {shown(value)}", expected="a finite number")
         return number
 
     return check
@@ -114,13 +130,13 @@ def _real(low: float, high: float, *, open_low: bool = False) -> Callable:
 
 def _flag(name: str, value: Any, _: int) -> bool:
     if not isinstance(value, bool):
-        raise RequestError(f"{name} is {value!r}", expected="True or False")
+        raise RequestError(f"{name} is {shown(value)}", expected="True or False")
     return value
 
 
 def _text(name: str, value: Any, _: int) -> str:
     if not isinstance(value, str):
-        raise RequestError(f"{name} is {value!r}", expected="a string")
+        raise RequestError(f"{name} is {shown(value)}", expected="a string")
     return value
 
 
@@ -133,7 +149,7 @@ def _logprobs(name: str, value: Any, _: int) -> int | None:
 
 def _bias(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, Mapping):
-        raise RequestError(f"{name} is {value!r:.80}", expected="a mapping from id to number")
+        raise RequestError(f"{name} is {shown(value)}", expected="a mapping from id to number")
     ids = token_ids(name, value.keys(), vocab_size)
     real = _real(-1e6, 1e6)
     biases = (real(f"{name}[{i}]", b, vocab_size) for i, b in zip(ids, value.values(), strict=True))
@@ -142,7 +158,8 @@ def _bias(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], ..
 
 def _processors(name: str, value: Any, _: int) -> tuple:
     if not isinstance(value, Sequence) or not all(callable(f) for f in value):
-        raise RequestError(f"{name} is {value!r:.80}", expected="a list of functions (ids, logits)")
+        expected = "a list of functions (ids, logits)"
+        raise RequestError(f"{name} is {shown(value)}", expected=expected)
     return tuple(value)
 
 
@@ -153,7 +170,7 @@ _CHECKS: dict[str, Callable[[str, Any, int], Any]] = {
     "top_k": _whole(0),
     "top_p": _real(0, 1, open_low=True),
     "min_p": _real(0, 1),
-    "repetition_penalty": _real(0, float("inf"), open_low=True),
+    "repetition_penalty": _real(1e-6, 1e6),
     "presence_penalty": _real(-1e6, 1e6),
     "frequency_penalty": _real(-1e6, 1e6),
     "logit_bias": _bias,

@@ -43,6 +43,7 @@ class Request:
         ids: the prompt and what was sampled, the end id excluded.
         draws: one per sampled id, with log-probabilities; `ending` is the end id's.
         stop: the end id or stop string met, "max_tokens", "context" or "abort"; None while it runs.
+        reason: "stop", "length" or "abort": a stop string may read "context" too.
         error: why it failed, if it did.
     """
 
@@ -58,6 +59,7 @@ class Request:
     pieces: list[str] = field(default_factory=list)  # what `watch` released, in order
     ending: Draw | None = None
     stop: int | str | None = None
+    reason: str = "stop"
     error: Exception | None = None
     usage: Usage = field(default_factory=Usage)
     prompt: int = field(init=False)

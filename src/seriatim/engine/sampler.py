@@ -94,7 +94,7 @@ def draw(
 def log_sum(logits: np.ndarray) -> np.ndarray:
     """log of the sum of exp along the last axis, from the exact integer sum: float64 [R] of [R, V].
 
-    Row by row, so that 15 passes of exp stay in the cache: 2.5 times faster than all at once.
+    Row by row, so that what is between stays in the processor's cache.
     """
     return np.array([_log_sum(row.astype(np.float64)) for row in logits])
 
@@ -107,16 +107,32 @@ def _log_sum(row: np.ndarray) -> float:
 
 def noise(ids: np.ndarray, *, position: int, seed: int, sample: int = 0) -> np.ndarray:
     """Gumbel noise of each id: -log(-log u), u = (word + 0.5) / 2^32 (float64 [ids])."""
-    groups, where = np.unique(ids >> 2, return_inverse=True)
-    counter = np.zeros((len(groups), 4), np.uint32)
-    counter[:, 0], counter[:, 1], counter[:, 2] = groups, position, sample
-    words = philox(counter, seed)[where, ids & 3]
-    return -log(-log((words + 0.5) / 2.0**32))
+    u = _uniform(ids, position=position, seed=seed, sample=sample)
+    return -log(-log(u))
+
+
+def _uniform(ids: np.ndarray, *, position: int, seed: int, sample: int) -> np.ndarray:
+    """One number in (0, 1) for each id; four neighbours share a counter."""
+    groups = ids >> 2
+    new = np.ones(len(ids), bool)
+    new[1:] = groups[1:] != groups[:-1]
+    counter = np.zeros((np.count_nonzero(new), 4), np.uint32)
+    counter[:, 0], counter[:, 1], counter[:, 2] = groups[new], position, sample
+    words = philox(counter, seed)[np.cumsum(new) - 1, ids & 3]
+    return (words + 0.5) / 2.0**32
 
 
 def _weights(z: np.ndarray) -> np.ndarray:
-    """round(exp(z) * 2^40) as uint64: 128 k of them still sum below 2^57, exactly."""
-    return np.rint(exp(z) * ONE).astype(np.uint64)
+    """round(exp(z) * 2^40) as uint64: 128 k of them still sum below 2^57, exactly.
+
+    By numpy's exp, which is 10 times faster and off by less than 2^-10 here; where that could round
+    the other way, by ours.
+    """
+    rough = np.exp(z) * ONE
+    weights = np.rint(rough)
+    unsure = np.abs(rough - weights) > 0.5 - 2**-8
+    weights[unsure] = np.rint(exp(z[unsure]) * ONE)
+    return weights.astype(np.uint64)
 
 
 def _processed(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> np.ndarray:
@@ -124,8 +140,9 @@ def _processed(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) ->
     for id, bias in how.logit_bias:
         x[id] += bias
     for processor in how.processors:
+        shape = x.shape
         x = np.array(processor(tuple(ids), x.astype(np.float32)), dtype=np.float64)
-        if x.ndim != 1 or np.isnan(x).any() or (x == np.inf).any():
+        if x.shape != shape or np.isnan(x).any() or (x == np.inf).any():
             raise NumericError(
                 f"the processor {getattr(processor, '__name__', processor)!r} returned a value "
                 "that is NaN or infinite, or an array of another shape",
@@ -139,8 +156,8 @@ def _penalised(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) ->
     x = x.copy()
     if how.repetition_penalty != 1.0 and ids:
         seen = np.unique(np.asarray(ids))
-        scale = np.where(x[seen] > 0, 1.0 / how.repetition_penalty, how.repetition_penalty)
-        x[seen] *= scale
+        by = how.repetition_penalty
+        x[seen] = np.where(x[seen] > 0, x[seen] / by, x[seen] * by)
     if (how.presence_penalty or how.frequency_penalty) and len(ids) > prompt:
         seen, count = np.unique(np.asarray(ids[prompt:]), return_counts=True)
         x[seen] -= how.presence_penalty + how.frequency_penalty * count
@@ -163,11 +180,18 @@ def _masked(x: np.ndarray, how: Sampling, forbidden: Sequence[int]) -> np.ndarra
 def _pick(x: np.ndarray, how: Sampling, *, position: int, seed: int, sample: int) -> int:
     if how.temperature == 0:
         return int(x.argmax())  # the first of equals: the lowest id
-    z = (x - x.max()) / how.temperature
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf is right, and as good as greedy
+        z = (x - x.max()) / how.temperature
     ids = filtered(z, how)
     ids = ids[z[ids] > -REACH]
-    scores = z[ids] + noise(ids, position=position, seed=seed, sample=sample)
-    return int(ids[scores.argmax()])
+    return _highest(z[ids], ids, _uniform(ids, position=position, seed=seed, sample=sample))
+
+
+def _highest(z: np.ndarray, ids: np.ndarray, u: np.ndarray) -> int:
+    """The id with the highest z + noise; by numpy's log down to those within its error."""
+    rough = z - np.log(-np.log(u))
+    near = rough > rough.max() - 1e-9
+    return int(ids[near][(z[near] - log(-log(u[near]))).argmax()])
 
 
 def filtered(z: np.ndarray, how: Sampling) -> np.ndarray:
@@ -182,7 +206,8 @@ def filtered(z: np.ndarray, how: Sampling) -> np.ndarray:
         order = np.lexsort((ids, -weights.astype(np.int64)))
         reached = np.cumsum(weights[order])
         goal = ceil(Fraction(how.top_p) * int(reached[-1]))
-        kept = np.sort(order[: int(np.searchsorted(reached, goal)) + 1])
+        last = np.searchsorted(reached, np.uint64(goal))  # a plain int would compare as floats
+        kept = np.sort(order[: int(last) + 1])
         ids, weights = ids[kept], weights[kept]
     return ids[weights >= ceil(Fraction(how.min_p) * int(weights.max()))]
 

@@ -9,7 +9,7 @@ from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from seriatim.engine.cache import BlockPool
+from seriatim.engine.cache import Block, BlockPool
 from seriatim.engine.request import Request
 from seriatim.kernels.ops import BLOCK
 
@@ -37,6 +37,11 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._preempted = False
+        pool.holders.add(self)
+
+    def held(self) -> Iterator[list[Block]]:
+        """The blocks of each request."""
+        return (request.blocks for request in self.running)
 
     def add(self, request: Request) -> None:
         insort(self.waiting, request, key=lambda r: r.urgency)
@@ -61,26 +66,36 @@ class Scheduler:
             work += self._admit(left)
         return work
 
+    def clear(self) -> None:
+        """Forget every request: their engine is gone."""
+        with self.pool.lock:
+            for request in (*self.running, *self.waiting):
+                self.remove(request)
+
     def publish(self, request: Request) -> None:
         """Make the blocks that became full findable for others."""
+        blocks = request.blocks
         for i in range(request.computed // BLOCK):
-            block = request.blocks[i]
-            if block.key is None:
+            if blocks[i].key is None:
                 ids = request.ids[i * BLOCK : (i + 1) * BLOCK]
-                parent = request.blocks[i - 1] if i else None
-                self.pool.publish(block, parent, request.options.tenant, ids)
+                parent = blocks[i - 1] if i else None
+                blocks[i] = self.pool.publish(blocks[i], parent, request.options.tenant, ids)
 
     def _reserve(self, request: Request, count: int) -> bool:
         """Blocks for `count` more ids, taken from the least urgent if there are no others."""
-        need = self._blocks(request, count)
-        while self.pool.available < need:
+        while not self._take(request, count):
             victim = self.running[-1]
             self._preempt(victim)
             if victim is request:
                 return False
-        for _ in range(need):
+        return True
+
+    def _take(self, request: Request, count: int) -> bool:
+        """Blocks for `count` more ids, as far as the pool has them; whether it had them all."""
+        for _ in range(self._blocks(request, count)):
             block = self.pool.take()
-            assert block is not None  # `available` said so
+            if block is None:
+                return False
             request.blocks.append(block)
         return True
 
@@ -88,13 +103,13 @@ class Scheduler:
         while self.waiting and left > 0 and len(self.running) < self.most:
             request = self.waiting[0]
             self._reuse(request)
-            if self._blocks(request, request.pending) > self.pool.available:
+            count = min(request.pending, left, self.chunk)
+            fits = self._blocks(request, request.pending) <= self.pool.available
+            if not fits or not self._take(request, count):
                 self._release(request)
                 return  # admission takes no one's blocks: preempting is for those that run
-            count = min(request.pending, left, self.chunk)
             self.waiting.pop(0)
             insort(self.running, request, key=lambda r: r.urgency)
-            self._reserve(request, count)
             request.lap("queue")
             left -= count
             yield Work(request, count)

@@ -71,6 +71,18 @@ def mapped(file: BinaryIO, path: Path) -> np.ndarray:
     return np.frombuffer(pages, np.uint8)
 
 
+def forget(array: np.ndarray) -> None:
+    """Let the mapped pages that hold an array leave memory; a later use reads them again."""
+    whole = array
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    pages = whole.base.obj if isinstance(whole.base, memoryview) else whole.base
+    if isinstance(pages, mmap.mmap) and array.flags.c_contiguous:
+        start = array.ctypes.data - np.frombuffer(pages, np.uint8).ctypes.data
+        first = start - start % mmap.PAGESIZE
+        pages.madvise(mmap.MADV_DONTNEED, first, start + array.nbytes - first)
+
+
 def _reason(error: OSError | ValueError) -> str:
     known = _REASONS.get(error.errno or 0) if isinstance(error, OSError) else None
     return known or f"cannot be opened ({error})"

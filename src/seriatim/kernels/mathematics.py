@@ -69,18 +69,13 @@ def philox(counter: np.ndarray, key: int) -> np.ndarray:
 
     Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC11.
     """
-    c = counter.astype(np.uint64).T  # [4, N], each below 2^32, so that products fit in 64 bits
+    # Each word is below 2^32 in 64 bits, so that products fit.
+    w, x, y, z = np.ascontiguousarray(counter.T).astype(np.uint64)  # [N] each
     low, high = key & 0xFFFFFFFF, key >> 32
     mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     for _ in range(10):
-        a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
-        c = np.stack(
-            [
-                (b >> shift) ^ c[1] ^ np.uint64(low),
-                b & mask,
-                (a >> shift) ^ c[3] ^ np.uint64(high),
-                a & mask,
-            ]
-        )
+        a, b = w * np.uint64(0xD2511F53), y * np.uint64(0xCD9E8D57)
+        w, x = (b >> shift) ^ x ^ np.uint64(low), b & mask
+        y, z = (a >> shift) ^ z ^ np.uint64(high), a & mask
         low, high = (low + 0x9E3779B9) & 0xFFFFFFFF, (high + 0xBB67AE85) & 0xFFFFFFFF
-    return c.T.astype(np.uint32)
+    return np.stack([w, x, y, z], -1).astype(np.uint32)

@@ -15,7 +15,7 @@ import numpy as np
 
 from seriatim.errors import ModelError, RequestError, ResourceError, SeriatimError
 from seriatim.kernels.ops import OPS, Batch
-from seriatim.kernels.record import Buffer, Plan, Record, Weight
+from seriatim.kernels.record import Buffer, Plan, Weight
 
 if TYPE_CHECKING:
     from seriatim import _native
@@ -36,6 +36,7 @@ class NativeRuntime:
         threads: workers; `None` is one for each processor granted.
         kv: how keys and values are stored, "f32" or "bf16".
         isa: an instruction set of `isas()`; `None` is the best.
+        names: what weights are called on disk, for `trace`.
 
     Raises:
         RequestError: `threads`, `kv` or `isa` cannot be honoured.
@@ -51,11 +52,12 @@ class NativeRuntime:
         threads: int | None = None,
         kv: str = "f32",
         isa: str | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self.vocab_size = plan.logits.width
         self.threads = _checked_threads(threads)
         self.kv, self.isa = _checked("kv", kv, ("f32", "bf16")), _checked_isa(isa)
-        self._records = plan.records
+        self._records, self._names = plan.records, names or {}
         self._plan = _module().Plan(
             self.isa,
             self.threads,
@@ -126,7 +128,13 @@ class NativeRuntime:
         """Run the step again, looking at every result: the name of the first that is not finite."""
         b = batch
         found = self._plan.trace(b.ids, b.position, b.sequence, b.block_table, b.rows)
-        return "" if found < 0 else _name(self._records, found)
+        return "" if found < 0 else self._name(found)
+
+    def _name(self, index: int) -> str:
+        record = self._records[index]
+        weights = [w.name for w in record.inputs if isinstance(w, Weight)]
+        found = self._names.get(weights[0], weights[0]) if weights else f"result {index}"
+        return f"{found} ({record.op})"
 
 
 class _Tensors:
@@ -228,12 +236,6 @@ def _slots(plan: Plan) -> list[tuple[str, int]]:
         width = max(record.output.width, slots.get(slot, ("", 0))[1])
         slots[slot] = (record.output.axis, width)
     return [slots[i] for i in range(len(slots))]
-
-
-def _name(records: tuple[Record, ...], index: int) -> str:
-    record = records[index]
-    names = [w.name for w in record.inputs if isinstance(w, Weight)]
-    return f"{names[0]} ({record.op})" if names else f"result {index} ({record.op})"
 
 
 def _checked_weight(weight: Weight, array: np.ndarray | None) -> np.ndarray:

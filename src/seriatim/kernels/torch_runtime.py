@@ -21,6 +21,7 @@ class TorchRuntime:
         layers: (kv heads, channels) of each layer.
         kv: "f32" or "bf16", how keys and values are stored.
         device: any torch device.
+        names: what weights are called on disk, for `trace`.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class TorchRuntime:
         vocab_size: int,
         kv: str,
         device: str,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self.forward, self.device, self.vocab_size = forward, device, vocab_size
+        self._names = names or {}
         self.weights = {name: tensor(array).to(device) for name, array in weights.items()}
         self.cache = Cache(list(layers), KV[kv], device)
         size = KV[kv].itemsize
@@ -64,7 +67,8 @@ class TorchRuntime:
     def trace(self, batch: Batch) -> str:
         """The first weight that is not finite, or the logits themselves."""
         bad = (name for name, w in self.weights.items() if not w.isfinite().all())
-        return next(bad, "logits")
+        found = next(bad, "logits")
+        return self._names.get(found, found)
 
 
 def tensor(array: np.ndarray) -> Tensor:

@@ -13,7 +13,7 @@ def of(model: Model) -> dict[str, Any]:
     source, spec = model.checkpoint, model.checkpoint.spec
     attention = spec.layers[0].attention
     return {
-        "model": str(source.path.name),
+        "model": source.path.resolve().name,
         "type": source.model_type,
         "weights": source.parameters,
         "stored": [f"{name} {count:,}" for name, count in source.dtypes.items()],

@@ -5,7 +5,7 @@ What it is not: tokenizers (`codecs/`), or a download. Nothing here runs code fr
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,9 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 class Checkpoint:
     """A model as its files say.
 
-    `ends` and `start` are ids within the vocabulary; `defaults` is generation_config.json, which
-    is shown and never applied; `notes` says what was ignored, defaulted or chosen.
+    `names` is what each weight is called on disk; `ends` and `start` are ids within the vocabulary;
+    `defaults` is generation_config.json, which is shown and never applied; `notes` says what was
+    ignored, defaulted or chosen.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Checkpoint:
     model_type: str
     spec: Spec
     weights: Weights = field(repr=False)
+    names: Mapping[str, str] = field(repr=False)
     ends: tuple[int, ...]
     start: int | None
     defaults: Mapping[str, Any]
@@ -140,6 +142,7 @@ def _read_folder(folder: Path, context: int | None) -> Checkpoint:
         model_type=config["model_type"],
         spec=spec,
         weights=weighing.load(stored, spec, family, notes.append),
+        names=_names(family, spec, stored),
         ends=tuple(sorted(ends)),
         start=next(iter(starts), None),
         defaults=generation,
@@ -148,8 +151,8 @@ def _read_folder(folder: Path, context: int | None) -> Checkpoint:
 
 
 def _read_file(path: Path, context: int | None) -> Checkpoint:
-    if path.suffix == ".safetensors":
-        raise refuse(path, "is weights alone", expected="the folder that also holds config.json")
+    if path.suffix in (".safetensors", ".json"):
+        raise refuse(path, "is one file of a model", expected="the folder that holds all of them")
     header, stored = llama2c.read(path)
     name, family = families.by_name("llama2c")
     spec = family.spec(header, context)
@@ -159,11 +162,16 @@ def _read_file(path: Path, context: int | None) -> Checkpoint:
         model_type=name,
         spec=spec,
         weights=weighing.load(stored, spec, family),
+        names=_names(family, spec, stored),
         ends=(1,) if spec.vocab_size > 1 else (),  # run.c stops where the next text would begin
         start=1 if spec.vocab_size > 1 else None,
         defaults={},
         notes=(),
     )
+
+
+def _names(family: families.Family, spec: Spec, stored: Collection[str]) -> dict[str, str]:
+    return {name: source.name for name, source in family.sources(spec, stored).items()}
 
 
 def _ids(config: Mapping[str, Any], key: str, spec: Spec, say: Say, where: str) -> set[int]:

@@ -17,14 +17,27 @@ from seriatim.models.spec import weights as shapes
 
 
 def native(
-    spec: Spec, weights: Mapping[str, np.ndarray], *, threads: int | None, kv: str, isa: str | None
+    spec: Spec,
+    weights: Mapping[str, np.ndarray],
+    *,
+    names: Mapping[str, str],
+    threads: int | None,
+    kv: str,
+    isa: str | None,
 ) -> NativeRuntime:
     """The model as a plan for the C++ runtime."""
     plan = record(lambda ops, handles: forward(ops, spec, handles), shapes(spec))
-    return NativeRuntime(plan, weights, threads=threads, kv=kv, isa=isa)
+    return NativeRuntime(plan, weights, threads=threads, kv=kv, isa=isa, names=names)
 
 
-def torch(spec: Spec, weights: Mapping[str, np.ndarray], *, kv: str, device: str) -> Runtime:
+def torch(
+    spec: Spec,
+    weights: Mapping[str, np.ndarray],
+    *,
+    names: Mapping[str, str],
+    kv: str,
+    device: str,
+) -> Runtime:
     """The model as torch ops on a device.
 
     Raises:
@@ -39,9 +52,10 @@ def torch(spec: Spec, weights: Mapping[str, np.ndarray], *, kv: str, device: str
 
     layers = [(l.attention.kv_heads, l.attention.channels) for l in spec.layers]
     run: Any = partial(_run, spec)
+    options: dict[str, Any] = {"kv": kv, "device": device, "names": names}
     try:
-        return TorchRuntime(run, weights, layers, vocab_size=spec.vocab_size, kv=kv, device=device)
-    except RuntimeError as error:
+        return TorchRuntime(run, weights, layers, vocab_size=spec.vocab_size, **options)
+    except (RuntimeError, AssertionError) as error:  # the latter: a torch without CUDA
         raise RequestError(
             f"device {device!r} cannot be used: {str(error).splitlines()[0]}",
             fix="use device='cpu'",

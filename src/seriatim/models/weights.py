@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from seriatim.errors import ModelError, RequestError, did_you_mean
-from seriatim.files.regular import listed
+from seriatim.files.regular import forget, listed
 from seriatim.models.config import Say, silent
 from seriatim.models.families import Family, Source
 from seriatim.models.spec import Spec, weights
@@ -152,7 +152,10 @@ def _check_tensor(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
 def _take(array: np.ndarray, source: Source) -> np.ndarray:
     part = array.T if source.transpose else array
     part = part if source.rows is None else part[source.rows]
-    return np.require(part, requirements=["C", "A"])  # copies only if it must
+    taken = np.require(part, requirements=["C", "A"])  # copies only if it must
+    if not np.may_share_memory(taken, array):
+        forget(array)
+    return taken
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
@@ -188,4 +191,5 @@ def _cast(name: str, array: np.ndarray, precision: str) -> np.ndarray:
             expected=f"weights of at most {most:g}",
             fix="use f32 or bf16" if precision == "f16" else "use f32",
         )
+    forget(array)
     return result

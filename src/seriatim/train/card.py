@@ -83,8 +83,7 @@ seriatim in {steps:,} steps of {dial.batch * dial.context:,} ids.
 
     {command}
 
-**Score:** {score.bits_per_unit:.4f} ± {score.error:.4f} bits per {score.unit} (± one standard
-error) on {score.ids:,} held-out ids.
+**Score:** {score} (± one standard error) on {score.ids:,} held-out ids.
 
 ## Data
 

@@ -6,12 +6,13 @@ its ids, later ones their second half (contracts.md, 26). Also the samples of a 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from seriatim import scoring
 from seriatim.codecs import Codec
 from seriatim.train.report import Score
 
@@ -19,24 +20,18 @@ Logits = Callable[[Tensor], Tensor]  # ids [window, position] to [window * posit
 TOGETHER = 8  # windows in one forward pass
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """Ids to run, and from which index on they are scored."""
 
     ids: np.ndarray
     first: int
 
 
-def windows(document: np.ndarray, *, start: Sequence[int], context: int) -> Iterator[Window]:
-    """Cut `document` [id], which begins with `start`, so that every later id is scored once."""
-    head, body = np.array(start, np.int32), document[len(start) :]
-    reach = context - len(head)  # ids of the body in one window
-    yield Window(np.concatenate([head, body[:reach]]), max(1, len(head)))
-    half = context // 2
-    for at in range(reach, len(body), half):
-        end = min(at + half, len(body))
-        lead = body[max(0, end - reach) : end]
-        yield Window(np.concatenate([head, lead]), len(head) + len(lead) - (end - at))
+def windows(document: np.ndarray, *, lead: int, context: int) -> Iterator[Window]:
+    """Cut `document` [id], which begins with `lead` start ids; every other id is scored once."""
+    for w in scoring.windows(len(document), context=context, lead=lead, first=max(1, lead)):
+        ids = np.concatenate([document[: w.lead], document[w.start : w.end]])
+        yield Window(ids, w.first)
 
 
 def score(
@@ -53,7 +48,7 @@ def score(
     The standard error is that of a ratio of sums over windows (nats to units), which are taken as
     independent draws.
     """
-    every = [w for d in documents for w in windows(d, start=codec.start, context=context)]
+    every = [w for d in documents for w in windows(d, lead=len(codec.start), context=context)]
     if most is not None and most < len(every):
         every = [every[i * len(every) // most] for i in range(most)]
     every.sort(key=lambda w: len(w.ids))  # equal lengths run together
@@ -61,8 +56,7 @@ def score(
     units = np.array([codec.units(w.ids[w.first :].tolist()) for w in every], np.float64)
     ids = sum(len(w.ids) - w.first for w in every)
     bits = nats.sum() / units.sum() / math.log(2)
-    spread = nats / math.log(2) - bits * units
-    error = math.sqrt((spread**2).sum()) / units.sum() if len(every) > 1 else math.nan
+    error = scoring.ratio_error(nats / math.log(2), units) if len(every) > 1 else None
     return Score(step, bits, error, codec.unit, nats.sum() / ids, ids)
 
 

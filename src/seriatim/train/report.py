@@ -37,14 +37,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Score:
-    """Held-out score; `error` is one standard error, over windows."""
+    """Held-out score; `error` is one standard error over windows, None where there is but one."""
 
     step: int
     bits_per_unit: float
-    error: float
+    error: float | None
     unit: str
     nats_per_id: float
     ids: int  # scored
+
+    def __str__(self) -> str:
+        error = "" if self.error is None else f" ± {self.error:.4f}"
+        return f"{self.bits_per_unit:.4f}{error} bits per {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,7 @@ def describe(event: Event) -> str:
                 f"rate {event.rate:.3f}  {event.tokens_per_s:,.0f} ids/s  {event.eta_s:,.0f} s left"
             )
         case Score():
-            return (
-                f"step {event.step}: {event.bits_per_unit:.4f} ± {event.error:.4f} bits per "
-                f"{event.unit} on {event.ids:,} held-out ids"
-            )
+            return f"step {event.step}: {event} on {event.ids:,} held-out ids"
         case Sample():
             return f"step {event.step}: {event.text!r}"
         case Saved():

@@ -1,4 +1,4 @@
-"""Examples in docstrings run, every public name has one, and the documents' links lead somewhere."""
+"""Examples in docstrings run, public names have one, and links between documents lead somewhere."""
 
 import doctest
 import inspect
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import seriatim
+from seriatim.train.loop import train
 
 ROOT = Path(__file__).parents[1]
 MODULES = [m.name for m in pkgutil.walk_packages(seriatim.__path__, "seriatim.")]
@@ -29,11 +30,12 @@ def test_the_example_runs(example, tmp_path, monkeypatch):
     assert doctest.DocTestRunner(optionflags=FLAGS).run(example).failed == 0
 
 
-@pytest.mark.parametrize("name", ["load", "train", "Engine", "Model.generate", "Model.score"])
-def test_a_public_name_is_documented_with_an_example(name):
-    thing = seriatim
-    for part in name.split("."):
-        thing = getattr(thing, part)
+@pytest.mark.parametrize(
+    "thing",
+    [seriatim.load, train, seriatim.Engine, seriatim.Model.generate, seriatim.Model.score],
+    ids=lambda thing: thing.__qualname__,
+)
+def test_a_public_name_is_documented_with_an_example(thing):
     text = inspect.getdoc(thing) or ""
     assert "Args:" in text
     assert ">>>" in text

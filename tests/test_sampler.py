@@ -156,6 +156,14 @@ def test_greedy_takes_the_best_and_the_lowest_id_of_equals(x):
     assert seen.id == x.tolist().index(x.max())
 
 
+def test_the_least_noise_of_the_best_can_be_overtaken_from_just_within_reach(monkeypatch):
+    extremes = np.array([0.5, 2**32 - 0.5]) / 2**32
+    monkeypatch.setattr("seriatim.engine.sampler._uniform", lambda ids, **_: extremes[ids])
+    for gap, best in ((25.9, 1), (26.1, 0)):
+        z = np.array([0.0, -gap])
+        assert _pick(z, Sampling(), position=0, seed=0, sample=0) == best
+
+
 def test_the_fast_way_to_the_highest_score_is_the_exact_one():
     """numpy's log only chooses who is compared, and its exp only where rounding is sure."""
     rng = np.random.default_rng(0)

@@ -78,7 +78,8 @@ class Model:
             NumericError: the model's logits are not finite.
 
         Example:
-            >>> model = load("tales")
+            >>> import seriatim
+            >>> model = seriatim.load("tales", threads=1)
             >>> model.generate("Once upon a time", max_tokens=8, seed=1).finish_reason
             'length'
         """
@@ -116,7 +117,8 @@ class Model:
             RequestError: nothing to score, or ids outside the vocabulary.
 
         Example:
-            >>> score = load("tales").score("Once upon a time")
+            >>> import seriatim
+            >>> score = seriatim.load("tales", threads=1).score("Once upon a time")
             >>> len(score.logprobs) == len(score.ids)
             True
         """

@@ -529,7 +529,7 @@ def test_casts_round_to_nearest_even_exactly():
 
 @pytest.mark.parametrize(("value", "precision"), [(65520.0, "f16"), (3.4e38, "bf16")])
 def test_a_cast_to_infinity_is_refused_by_name(value, precision):
-    with pytest.raises(RequestError, match="w.x"):
+    with pytest.raises(RequestError, match=r"w\.x"):
         weighing.convert({"w.x": np.array([1.0, value], np.float32)}, precision)
 
 

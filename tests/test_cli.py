@@ -256,6 +256,13 @@ def test_all_files_are_read_before_any_is_scored(run, folder, tmp_path):
     assert done.err == f"seriatim: {tmp_path / 'missing'} does not exist\n"
 
 
+def test_a_file_that_cannot_be_scored_is_named(run, folder, tmp_path):
+    (tmp_path / "empty").touch()
+    done = run("score", tmp_path / "empty", "-m", folder)
+    assert (done.code, done.out) == (2, "")
+    assert f"{tmp_path / 'empty'}: there is nothing to score" in done.err
+
+
 # What there is
 
 

@@ -131,13 +131,14 @@ def score(
     isa: Isa = None,
 ) -> None:
     """Bits per unit of files under a model, with their standard error."""
+    from seriatim.codecs._files import named
     from seriatim.measure.score import total
 
     loaded = _load(model, dict(locals()))
     contents = [_read(loaded, path) for path in files]  # every file is checked before any work
     scores = []
     for path, raw in zip(files, contents, strict=True):
-        with spinner(f"scoring {path.name}"):
+        with spinner(f"scoring {path.name}"), named(path):
             scores.append(loaded.score(raw))
         if len(scores) == 1:
             _say(loaded, model is None)

@@ -70,20 +70,22 @@ def token_ids(name: str, value: Any, vocab_size: int) -> tuple[int, ...]:
         given = None
     if given is None:
         raise RequestError(f"{name} is {shown(value)}", expected="a list of ids")
-    return tuple(_id(f"{name}[{i}]", id, vocab_size) for i, id in enumerate(given))
-
-
-def _id(name: str, value: Any, vocab_size: int) -> int:
-    try:
-        number = -1 if isinstance(value, bool) else index(value)
-    except TypeError:
-        number = -1
-    if not 0 <= number < vocab_size:
+    ids = tuple(map(_number, given))
+    wrong = next((place for place, id in enumerate(ids) if not 0 <= id < vocab_size), None)
+    if wrong is not None:
         raise RequestError(
-            f"{name} is {shown(value)}",
+            f"{name}[{wrong}] is {shown(given[wrong])}",
             expected=f"an id from 0 to {vocab_size - 1} (the vocabulary has {vocab_size})",
         )
-    return number
+    return ids
+
+
+def _number(value: Any) -> int:
+    """-1 for what is no whole number: a bool, a float."""
+    try:
+        return -1 if isinstance(value, bool) else index(value)
+    except TypeError:
+        return -1
 
 
 def _consistent(options: Options) -> Options:

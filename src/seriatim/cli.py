@@ -219,9 +219,8 @@ def codecs(*, as_json: Json = False) -> None:
     from seriatim import registry
 
     for name in registry.names("seriatim.codecs"):
-        module = registry.get("seriatim.codecs", name)
-        does = (module.__doc__ or "").strip().partition("\n")[0]  # python -OO has none
-        _print_row(name, {"does": does}, as_json)
+        about = registry.get("seriatim.codecs", name).__doc__ or ""  # python -OO has none
+        _print_row(name, {"does": about.strip().partition("\n")[0]}, as_json)
 
 
 @app.callback(invoke_without_command=True)
@@ -279,8 +278,8 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
             options[name] = _ids(f"--{name.replace('_', '-')}", options[name])
     if "logit_bias" in options:
         options["logit_bias"] = dict(map(_bias, options["logit_bias"]))
-    stops = [typed("--stop", text) for text in given["stop"] or ()]
-    return options | {"stop": stops, "prompt_logprobs": given["prompt_logprobs"]}
+    options["stop"] = [typed("--stop", text) for text in given["stop"] or ()]
+    return options | {"prompt_logprobs": given["prompt_logprobs"]}
 
 
 def _prompt(text: str | None, path: Path | None, ids: str | None) -> Any:

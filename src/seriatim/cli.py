@@ -165,6 +165,7 @@ def train(
     ffn: int | None = None,
     optimizer: Annotated[str | None, typer.Option(help="muon or adamw.")] = None,
     learning_rate: float | None = None,
+    embedding_rate: Annotated[float, typer.Option(help="Under muon.")] = 0.004,
     weight_decay: float = 0.0,
     schedule: Annotated[str, typer.Option(help="wsd or cosine.")] = "wsd",
     warmup: int | None = None,

@@ -97,7 +97,10 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
         metadata: strings for the header, such as {"format": "pt"}, which transformers asks for.
     """
     # save_file reads `nbytes` from the data pointer whatever the strides: it must get plain arrays
+    path.touch()
+    mode = path.stat().st_mode  # what the user's umask gives: save_file would leave it private
     save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, path, dict(metadata))
+    path.chmod(mode)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

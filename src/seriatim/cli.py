@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
+from seriatim.arguments import loads
 from seriatim.errors import FileError, RequestError, SeriatimError
 from seriatim.terminal import failed, plain, replace_closed, spinner, stdin_text, tell, typed, write
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from seriatim.results import Result, Score
 
 DEFAULT = "tales"
-LOADING = ("backend", "device", "precision", "kv", "threads", "context", "cache_bytes", "isa")
 
 app = typer.Typer(
     help="Trains, measures and runs autoregressive models over any sequence.",
@@ -35,23 +35,10 @@ Name = Annotated[
     typer.Option("--model", "-m", help="A shipped name, path or hub id.", show_default=DEFAULT),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
-Backend = Annotated[str, typer.Option(help="native or torch.")]
-Device = Annotated[str | None, typer.Option(help="Of the torch backend: cpu, cuda, ...")]
-Precision = Annotated[str, typer.Option(help="stored, f32, f16 or bf16.")]
-Kv = Annotated[str | None, typer.Option(help="Keys and values: f32 or bf16.")]
-Threads = Annotated[int | None, typer.Option(help="Workers.", show_default="one per processor")]
-Context = Annotated[
-    int | None, typer.Option(help="The most ids of a sequence.", show_default="the model's own")
-]
-CacheBytes = Annotated[
-    int | None, typer.Option(help="For keys and values.", show_default="half of what is free")
-]
-Isa = Annotated[
-    str | None, typer.Option(help="avx512, avx2 or plain.", show_default="the best here")
-]
 
 
 @app.command()
+@loads
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text, or - to read it from stdin.")] = None,
     *,
@@ -84,14 +71,7 @@ def generate(
         Path | None, typer.Option(help="Write the output here; of n, FILE-0, FILE-1, ...")
     ] = None,
     as_json: Json = False,
-    backend: Backend = "native",
-    device: Device = None,
-    precision: Precision = "stored",
-    kv: Kv = None,
-    threads: Threads = None,
-    context: Context = None,
-    cache_bytes: CacheBytes = None,
-    isa: Isa = None,
+    loading: dict[str, Any],
 ) -> None:
     """Continue a prompt, one id after another."""
     given = dict(locals())
@@ -99,7 +79,7 @@ def generate(
     options = _options(given)
     if out is not None:
         _check_out(out)
-    loaded = _load(model, given)
+    loaded = _load(model, loading)
     if n == 1 and not as_json and out is None and loaded.codec is not None:
         _stream(loaded, start, options, say=model is None)
         return
@@ -116,25 +96,19 @@ def generate(
 
 
 @app.command()
+@loads
 def score(
     files: Annotated[list[Path], typer.Argument(help="Files of the codec's kind; - is stdin.")],
     *,
     model: Name = None,
     as_json: Json = False,
-    backend: Backend = "native",
-    device: Device = None,
-    precision: Precision = "stored",
-    kv: Kv = None,
-    threads: Threads = None,
-    context: Context = None,
-    cache_bytes: CacheBytes = None,
-    isa: Isa = None,
+    loading: dict[str, Any],
 ) -> None:
     """Bits per unit of files under a model, with their standard error."""
     from seriatim.codecs._files import named
     from seriatim.measure.score import total
 
-    loaded = _load(model, dict(locals()))
+    loaded = _load(model, loading)
     contents = [_read(loaded, path) for path in files]  # every file is checked before any work
     scores = []
     for path, raw in zip(files, contents, strict=True):
@@ -256,9 +230,9 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _load(name: str | None, given: Mapping[str, Any]) -> "Model":
+def _load(name: str | None, loading: Mapping[str, Any]) -> "Model":
     with spinner(f"loading {name or DEFAULT}"):
-        return seriatim.load(name or DEFAULT, **{key: given[key] for key in LOADING})
+        return seriatim.load(name or DEFAULT, **loading)
 
 
 def _say(model: "Model", default: bool) -> None:

@@ -1,0 +1,45 @@
+"""Command-line options that several commands share: those of `seriatim.load`."""
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import Signature, signature
+from typing import Annotated, Any
+
+import typer
+
+
+def _loading(
+    *,
+    backend: Annotated[str, typer.Option(help="native or torch.")] = "native",
+    device: Annotated[str | None, typer.Option(help="Of the torch backend: cpu, ...")] = None,
+    precision: Annotated[str, typer.Option(help="stored, f32, f16 or bf16.")] = "stored",
+    kv: Annotated[str | None, typer.Option(help="Keys and values: f32 or bf16.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Workers.", show_default="one per processor")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="The most ids of a sequence.", show_default="the model's own")
+    ] = None,
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="For keys and values.", show_default="half of what is free")
+    ] = None,
+    isa: Annotated[
+        str | None, typer.Option(help="avx512, avx2 or plain.", show_default="the best here")
+    ] = None,
+) -> None:
+    """The options of `load`, for the commands that load a model."""
+
+
+def loads(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `load`, which reach it together as `loading`."""
+    own, extra = signature(command).parameters, signature(_loading).parameters
+    shown = [p for p in own.values() if p.name != "loading"] + [*extra.values()]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        loading = {name: given.pop(name) for name in extra}
+        command(**given, loading=loading)
+
+    run.__signature__ = Signature(shown)  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {p.name: p.annotation for p in shown}
+    return run

@@ -3,9 +3,12 @@
 import os
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import settings
+
+from seriatim.engine import options
 
 # Before torch is imported: processes that share processors and wait actively for each other's
 # threads take 20 times as long.
@@ -41,6 +44,11 @@ def stories(data: Path):
     import seriatim
 
     return seriatim.load(data / "weights" / "stories260K" / "stories260K.bin", threads=1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seeds that a request draws for itself repeat: a test says the same thing every time."""
+    options.randbits = Random(item.nodeid).getrandbits
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -10,9 +10,7 @@ from seriatim.codecs import Codec
 from seriatim.engine.sampler import log_sum
 from seriatim.errors import RequestError
 
-RUN = (
-    128  # consecutive ids taken as one draw for the standard error: neighbours resemble each other
-)
+RUN = 128  # consecutive ids are one draw for the standard error: neighbours resemble each other
 
 
 class Window(NamedTuple):

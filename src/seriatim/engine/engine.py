@@ -186,7 +186,7 @@ class Engine:
         try:
             if not request.done:  # another's processor may have aborted it
                 request.computed += item.count
-                self.scheduler.publish(request)
+                self.scheduler.publish(request, start)
                 self._sample(request, start, logits)
         except Exception as error:  # a request's own fault must not stop the others
             request.error = error if isinstance(error, SeriatimError) else _wrapped(error)

@@ -106,8 +106,14 @@ def _log_sum(row: np.ndarray) -> float:
 
 
 def noise(ids: np.ndarray, *, position: int, seed: int, sample: int = 0) -> np.ndarray:
-    """Gumbel noise of each id: -log(-log u), u = (word + 0.5) / 2^32 (float64 [ids])."""
-    u = _uniform(ids, position=position, seed=seed, sample=sample)
+    """Gumbel noise of each id: -log(-log u), u = (word + 0.5) / 2^32 (float64 [ids]).
+
+    The definition: sampling computes it only for the ids that `_highest` cannot rule out.
+    """
+    return _gumbel(_uniform(ids, position=position, seed=seed, sample=sample))
+
+
+def _gumbel(u: np.ndarray) -> np.ndarray:
     return -log(-log(u))
 
 
@@ -191,7 +197,7 @@ def _highest(z: np.ndarray, ids: np.ndarray, u: np.ndarray) -> int:
     """The id with the highest z + noise; by numpy's log down to those within its error."""
     rough = z - np.log(-np.log(u))
     near = rough > rough.max() - 1e-9
-    return int(ids[near][(z[near] - log(-log(u[near]))).argmax()])
+    return int(ids[near][(z[near] + _gumbel(u[near])).argmax()])
 
 
 def filtered(z: np.ndarray, how: Sampling) -> np.ndarray:

@@ -72,10 +72,10 @@ class Scheduler:
             for request in (*self.running, *self.waiting):
                 self.remove(request)
 
-    def publish(self, request: Request) -> None:
-        """Make the blocks that became full findable for others."""
+    def publish(self, request: Request, start: int) -> None:
+        """Make the blocks that became full since position `start` findable for others."""
         blocks = request.blocks
-        for i in range(request.computed // BLOCK):
+        for i in range(start // BLOCK, request.computed // BLOCK):
             if blocks[i].key is None:
                 ids = request.ids[i * BLOCK : (i + 1) * BLOCK]
                 parent = blocks[i - 1] if i else None

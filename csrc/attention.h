@@ -204,17 +204,21 @@ SERIATIM_INLINE void attention(const Call& call, Worker worker) {
     attend<KV>(call, i / kv_heads, i % kv_heads, worker.scratch);
 }
 
-void store_keys(const Call& call, Worker worker) {
-  call.cache->type == Type::kF32 ? store_keys<float>(call, worker) : store_keys<bf16>(call, worker);
+template <class KV>
+SERIATIM_INLINE void store_and_attend(const Call& call, Worker worker) {
+  store_keys<KV>(call, worker);
+  worker.barrier();
+  attention<KV>(call, worker);
 }
 
 void attention(const Call& call, Worker worker) {
-  call.cache->type == Type::kF32 ? attention<float>(call, worker) : attention<bf16>(call, worker);
+  call.cache->type == Type::kF32 ? store_and_attend<float>(call, worker)
+                                 : store_and_attend<bf16>(call, worker);
 }
 
-int64_t attention_scratch(const Record& record) {
+Memory attention_memory(const Record& record) {
   const int64_t heads = record.ints[kAttentionHeads];
-  return kBlock + record.width_in / heads + 2 * heads / record.ints[kAttentionKvHeads];
+  return {kBlock + record.width_in / heads + 2 * heads / record.ints[kAttentionKvHeads], 0};
 }
 
 }  // namespace

@@ -9,14 +9,14 @@
 namespace seriatim {
 namespace {
 
-int64_t scratch(const Record& record) {
+Memory memory(const Record& record, const Batch&, int64_t) {
   switch (record.op) {
     case Op::kLinear:
-      return linear_scratch(record.tensors[0].columns);
+      return {linear_scratch(record.tensors[0].columns), 0};
     case Op::kAttention:
-      return attention_scratch(record);
+      return attention_memory(record);
     default:
-      return 0;
+      return {};
   }
 }
 
@@ -27,6 +27,7 @@ int64_t scratch(const Record& record) {
   namespace seriatim {                                                                           \
   const Isa symbol = {name,                                                                      \
                       {embed, linear, norm, rotary, rope, attention, gate, activate, add, scale, \
-                       softcap, rows, store_keys},                                               \
-                      scratch};                                                                  \
+                       softcap, rows, nullptr, nullptr},                                         \
+                      memory,                                                                    \
+                      survey};                                                                   \
   }

@@ -239,6 +239,8 @@ void linear(const Call& call, Worker worker) {
       return linear<f16>(call, worker);
     case Type::kBF16:
       return linear<bf16>(call, worker);
+    default:
+      return;
   }
 }
 

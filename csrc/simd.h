@@ -174,6 +174,11 @@ SERIATIM_INLINE f32x16 load(const W* p) {
   return v;
 }
 
+SERIATIM_INLINE float widen(f16 x) {
+  const f16 lanes[kWidth] = {x};
+  return load_part(lanes)[0];
+}
+
 // The first n of sixteen, the others zero; reads nothing beyond them.
 template <class W>
 SERIATIM_INLINE f32x16 load_first(const W* p, int64_t n) {

@@ -15,7 +15,7 @@ import numpy as np
 
 from seriatim.errors import ModelError, RequestError, ResourceError, SeriatimError
 from seriatim.kernels.formats import FORMATS, Array, Blocks
-from seriatim.kernels.ops import OPS, Batch
+from seriatim.kernels.ops import Batch
 from seriatim.kernels.record import Buffer, Plan, Weight
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class NativeRuntime:
     def _add_records(self, plan: Plan, tensors: "_Tensors") -> None:
         slot = dict(zip((r.output for r in plan.records), plan.slots(), strict=True))
         for record in plan.records:
-            code, inputs = OPS[record.op].code, record.inputs
+            code, inputs = record.row.code, record.inputs
             buffers = [slot[b] for b in inputs if isinstance(b, Buffer)]
             numbers = [tensors.number(w) for w in inputs if not isinstance(w, Buffer)]
             output = slot[record.output]
@@ -223,10 +223,8 @@ def _layers(plan: Plan) -> list[tuple[int, int]]:
     layers = {}
     for record in plan.records:
         if record.op == "attention":
-            kv_heads = record.attributes["kv_heads"]
-            key = record.inputs[1]
-            assert isinstance(key, Buffer)
-            layers[record.attributes["layer"]] = (kv_heads, key.width // kv_heads)
+            channels = record.output.width // record.attributes["heads"]
+            layers[record.attributes["layer"]] = (record.attributes["kv_heads"], channels)
     return [layers[i] for i in sorted(layers)]
 
 

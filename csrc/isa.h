@@ -2,17 +2,20 @@
 // table of kernels. Include only in isa_*.cpp, after setting SERIATIM_WIDTH.
 #pragma once
 #include "attention.h"
-#include "matmul.h"
+
 #include "ops.h"
 #include "pointwise.h"
+#include "product.h"
 
 namespace seriatim {
 namespace {
 
-Memory memory(const Record& record, const Batch&, int64_t) {
+// `rows`: T or R, whichever the record works on.
+Memory memory(const Record& record, const Batch&, int64_t rows, int64_t) {
   switch (record.op) {
     case Op::kLinear:
-      return {linear_scratch(record.tensors[0].columns), 0};
+    case Op::kProduct:
+      return product_memory(record, rows);
     case Op::kAttention:
       return attention_memory(record);
     default:
@@ -23,11 +26,11 @@ Memory memory(const Record& record, const Batch&, int64_t) {
 }  // namespace
 }  // namespace seriatim
 
-#define SERIATIM_TABLE(symbol, name)                                                             \
-  namespace seriatim {                                                                           \
-  const Isa symbol = {name,                                                                      \
-                      {embed, linear, norm, rotary, rope, attention, gate, activate, add, scale, \
-                       softcap, rows, nullptr, nullptr},                                         \
-                      memory,                                                                    \
-                      survey};                                                                   \
+#define SERIATIM_TABLE(symbol, name)                                                              \
+  namespace seriatim {                                                                            \
+  const Isa symbol = {name,                                                                       \
+                      {embed, product, norm, rotary, rope, attention, gate, activate, add, scale, \
+                       softcap, rows, product, nullptr},                                          \
+                      memory,                                                                     \
+                      survey};                                                                    \
   }

@@ -174,7 +174,7 @@ struct Survey {
 struct Isa {
   const char* name;
   Kernel kernels[kOps];
-  Memory (*memory)(const Record&, const Batch&, int64_t workers);
+  Memory (*memory)(const Record&, const Batch&, int64_t rows, int64_t workers);
   Survey (*survey)(const float* logits, int64_t n);
 };
 

@@ -95,7 +95,26 @@ int Plan::matrix(const void* data, Type type, int64_t rows, int64_t columns) {
   return static_cast<int>(tensors_.size()) - 1;
 }
 
+// A barrier comes before each record but those that neither meet nor read what was written since
+// the last one.
+bool Plan::must_wait(const Record& record) const {
+  const bool meets = record.op == Op::kLinear || record.op == Op::kProduct ||
+                     record.op == Op::kAttention || record.op == Op::kAttend;
+  if (meets) return true;
+  for (size_t i = records_.size(); i-- > 0;) {
+    const Record& before = records_[i];
+    const auto touches = [&](int slot) {
+      return slot == before.output ||
+             (slot == record.output && std::ranges::count(before.inputs, slot));
+    };
+    if (touches(record.output) || std::ranges::any_of(record.inputs, touches)) return true;
+    if (waits_[i]) return false;
+  }
+  return false;
+}
+
 void Plan::commit(const Record& record) {
+  waits_.push_back(!records_.empty() && must_wait(record));
   records_.push_back(record);
   slots_[record.output].used = record.width_out;
   if (record.op == Op::kEmbed) {
@@ -186,7 +205,8 @@ void Plan::reserve() {
   }
   Memory need = need_;
   for (const Record& record : records_) {
-    const Memory memory = isa_.memory(record, batch_, std::ssize(scratch_));
+    const Memory memory =
+        isa_.memory(record, batch_, rows_of(slots_[record.output]), std::ssize(scratch_));
     need = {std::max(need.scratch, memory.scratch), std::max(need.shared, memory.shared)};
   }
   if (need.scratch > need_.scratch) scratch_.assign(scratch_.size(), nullptr);
@@ -225,13 +245,15 @@ void Plan::work(int64_t index) {
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Call& call = calls_[i];
     if (call.rows == 0) continue;  // no logits are wanted
+    if (waits_[i]) worker.barrier();
     isa_.kernels[static_cast<int>(call.record->op)](call, worker);
-    worker.barrier();
     if (!tracing_) continue;
+    worker.barrier();
     if (index == 0) find_failure(i);
     worker.barrier();
     if (failed_ >= 0) return;
   }
+  worker.barrier();
   survey(index);
 }
 

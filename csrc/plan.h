@@ -90,6 +90,7 @@ class Plan {
   void check_attention(const Record& record) const;
   int64_t width_of(const Record& record, int input) const;  // 0: it is left out
   void check_axes(const Record& record) const;
+  bool must_wait(const Record& record) const;
   void commit(const Record& record);
   char* find_block(int64_t block);
 
@@ -116,6 +117,7 @@ class Plan {
   std::vector<Tensor> tensors_;
   std::vector<Floats> vectors_;  // expanded
   std::vector<Record> records_;
+  std::vector<bool> waits_;  // [record]: whether a barrier comes before it
   int64_t id_limit_ = INT32_MAX, position_limit_ = INT32_MAX;  // rows of the smallest table
   int64_t window_ = -1;  // keys that some layer sees; 0 all, -1 no attention
   Memory need_{16, 16};  // what memory there is

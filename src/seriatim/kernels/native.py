@@ -15,6 +15,7 @@ import numpy as np
 
 from seriatim.errors import ModelError, RequestError, ResourceError, SeriatimError
 from seriatim.kernels.formats import FORMATS, Array, Blocks
+from seriatim.kernels.fuse import fuse
 from seriatim.kernels.ops import Batch
 from seriatim.kernels.record import Buffer, Plan, Weight
 
@@ -37,6 +38,7 @@ class NativeRuntime:
         threads: workers; `None` is one for each processor granted.
         kv: how keys and values are stored, "f32" or "bf16".
         isa: an instruction set of `isas()`; `None` is the best.
+        fused: several ops at once (`fuse.py`): faster, the same bits.
         names: what weights are called on disk, for `trace`.
 
     Raises:
@@ -53,8 +55,11 @@ class NativeRuntime:
         threads: int | None = None,
         kv: str = "f32",
         isa: str | None = None,
+        fused: bool = True,
         names: Mapping[str, str] | None = None,
     ) -> None:
+        if fused:
+            plan = fuse(plan, {name: _kind(array) for name, array in weights.items()})
         self.vocab_size = plan.logits.width
         self.threads = _checked_threads(threads)
         self.kv, self.isa = _checked("kv", kv, ("f32", "bf16")), _checked_isa(isa)
@@ -125,6 +130,10 @@ class NativeRuntime:
         """uint8 [R]: 1 where a row of the latest step's logits has neither NaN nor infinity."""
         return self._plan.finite()
 
+    def best(self) -> np.ndarray:
+        """int32 [R]: the first id with the largest logit in each row of the latest step."""
+        return self._plan.best()
+
     def trace(self, batch: Batch) -> str:
         """Run the step again, looking at every result: the name of the first that is not finite."""
         b = batch
@@ -133,9 +142,8 @@ class NativeRuntime:
 
     def _name(self, index: int) -> str:
         record = self._records[index]
-        weights = [w.name for w in record.inputs if isinstance(w, Weight)]
-        found = self._names.get(weights[0], weights[0]) if weights else f"result {index}"
-        return f"{found} ({record.op})"
+        weights = [self._names.get(w.name, w.name) for w in record.inputs if isinstance(w, Weight)]
+        return f"{' or '.join(weights) or f'result {index}'} ({record.op})"
 
 
 class _Tensors:
@@ -237,11 +245,15 @@ def _slots(plan: Plan) -> list[tuple[str, int]]:
     return [slots[i] for i in range(len(slots))]
 
 
+def _kind(array: Array) -> str:
+    return array.kind if isinstance(array, Blocks) else array.dtype.name
+
+
 def _checked_weight(weight: Weight, array: Array | None) -> Array:
     if array is None:
         raise ModelError(f"weight {weight.name} is missing", expected=f"shape {weight.shape}")
-    kind = array.kind if isinstance(array, Blocks) else array.dtype
-    if array.shape != weight.shape or (kind not in FORMATS and kind not in _DTYPES):
+    kind = _kind(array)
+    if array.shape != weight.shape or not (kind in FORMATS or array.dtype in _DTYPES):
         raise ModelError(
             f"weight {weight.name} is {kind} {array.shape}",
             expected=f"float32, float16, bfloat16 or blocks {weight.shape}",

@@ -31,6 +31,9 @@ SERIATIM_INLINE Ints spread(const int8_t* x) {
   return four - Ints{};
 }
 
+// GCC would else make all products of a group first and put them by in memory.
+SERIATIM_INLINE Ints in_turn(Ints sum) { return in_register(sum); }
+
 SERIATIM_INLINE Ints low_nibbles(Ints w) { return w & 0x0f0f0f0f; }
 SERIATIM_INLINE Ints high_nibbles(Ints w) { return (Ints)((Bits)w >> 4) & 0x0f0f0f0f; }
 
@@ -70,8 +73,8 @@ struct Dot<Type::kInt4> {
   Ints sum = {};
   SERIATIM_INLINE static Weights unpack(Ints w) { return {low_nibbles(w), high_nibbles(w)}; }
   SERIATIM_INLINE void add(Weights w, const int8_t* x) {
-    sum = add_pairs(sum, pairs(w.low, spread(x)));
-    sum = add_pairs(sum, pairs(w.high, spread(x + 4)));
+    sum = in_turn(add_pairs(sum, pairs(w.low, spread(x))));
+    sum = in_turn(add_pairs(sum, pairs(w.high, spread(x + 4))));
   }
   SERIATIM_INLINE Ints total(int32_t offset) const { return widen_pairs(sum, 1) - offset; }
 };
@@ -84,8 +87,8 @@ struct Dot<Type::kInt8> {
   SERIATIM_INLINE static Weights unpack(Ints w) { return {low_nibbles(w), high_nibbles(w)}; }
   SERIATIM_INLINE void add(Weights w, const int8_t* x) {
     const Ints four = spread(x);
-    low = add_pairs(low, pairs(w.low, four));
-    high = add_pairs(high, pairs(w.high, four));
+    low = in_turn(add_pairs(low, pairs(w.low, four)));
+    high = in_turn(add_pairs(high, pairs(w.high, four)));
   }
   SERIATIM_INLINE Ints total(int32_t offset) const {
     return widen_pairs(low, 1) + widen_pairs(high, 16) - offset;

@@ -45,8 +45,9 @@ SERIATIM_INLINE V unaligned(const void* p) {
 
 SERIATIM_INLINE Vec load_part(const float* p) { return unaligned<Vec>(p); }
 
-// The value, which the compiler may not load from memory again.
-SERIATIM_INLINE Vec in_register(Vec v) {
+// The value, which the compiler may neither load from memory again nor put off computing.
+template <class V>
+SERIATIM_INLINE V in_register(V v) {
 #if SERIATIM_WIDTH > 4
   asm("" : "+v"(v));
 #endif

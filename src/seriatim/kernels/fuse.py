@@ -103,7 +103,11 @@ class _Fusion:
             return
         (query, query_norm, query_rope), (key, key_norm, key_rope), (value, *rest) = found
         linears = [query, key, value]
-        if any(rest) or not self._together(linears) or not _alike(query_rope, key_rope, ("layout",)):
+        if (
+            any(rest)
+            or not self._together(linears)
+            or not _alike(query_rope, key_rope, ("layout",))
+        ):
             return
         if not _alike(query_norm, key_norm, ("kind",)):
             return

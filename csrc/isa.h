@@ -9,12 +9,13 @@
 namespace seriatim {
 namespace {
 
-Memory memory(const Record& record, const Batch&, int64_t) {
+Memory memory(const Record& record, const Batch& batch, int64_t workers) {
   switch (record.op) {
     case Op::kLinear:
       return {linear_scratch(record.tensors[0].columns), 0};
     case Op::kAttention:
-      return attention_memory(record);
+    case Op::kAttend:
+      return attention_memory(record, batch, workers);
     default:
       return {};
   }
@@ -27,7 +28,7 @@ Memory memory(const Record& record, const Batch&, int64_t) {
   namespace seriatim {                                                                           \
   const Isa symbol = {name,                                                                      \
                       {embed, linear, norm, rotary, rope, attention, gate, activate, add, scale, \
-                       softcap, rows, nullptr, nullptr},                                         \
+                       softcap, rows, nullptr, attention},                                       \
                       memory,                                                                    \
                       survey};                                                                   \
   }

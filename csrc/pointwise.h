@@ -136,12 +136,21 @@ SERIATIM_INLINE float sum(int64_t n, F&& f) {
   return reduce(total);
 }
 
+struct Norm {
+  const float *weight, *bias;  // or none
+  int64_t kind;
+  float epsilon;
+};
+
+SERIATIM_INLINE Norm norm_of(const Tensor& weight, const Tensor& bias, int64_t kind, double eps) {
+  return {static_cast<const float*>(weight.data), static_cast<const float*>(bias.data), kind,
+          static_cast<float>(eps)};
+}
+
 // One head of one token. The mean square is of values already centred: two passes, no cancellation.
-SERIATIM_INLINE void norm(const Record& record, const float* x, float* y, int64_t n) {
-  const float* weight = static_cast<const float*>(record.tensors[0].data);
-  const float* bias = static_cast<const float*>(record.tensors[1].data);
+SERIATIM_INLINE void norm(const Norm& how, const float* x, float* y, int64_t n) {
   f32x16 mean = zero();
-  if (record.ints[kNormKind] == kLayerNorm)
+  if (how.kind == kLayerNorm)
     mean = all(sum(n, [&](f32x16 s, int64_t i, int64_t m)
                           SERIATIM_INLINE_LAMBDA { return s + load_up_to(x + i, m); }) /
                static_cast<float>(n));
@@ -153,21 +162,23 @@ SERIATIM_INLINE void norm(const Record& record, const float* x, float* y, int64_
     const f32x16 d = centred(i, m);
     return fma(d, d, s);
   });
-  const float epsilon = static_cast<float>(record.floats[0]);
-  const f32x16 factor = all(1.0f / __builtin_sqrtf(square / static_cast<float>(n) + epsilon));
+  const f32x16 factor = all(1.0f / __builtin_sqrtf(square / static_cast<float>(n) + how.epsilon));
   sixteens(n, [&](int64_t i, int64_t m) SERIATIM_INLINE_LAMBDA {
     f32x16 v = centred(i, m) * factor;
-    if (weight) v = v * load_up_to(weight + i, m);
-    if (bias) v = v + load_up_to(bias + i, m);
+    if (how.weight) v = v * load_up_to(how.weight + i, m);
+    if (how.bias) v = v + load_up_to(how.bias + i, m);
     store_up_to(y + i, v, m);
   });
 }
 
 void norm(const Call& call, Worker worker) {
-  const int64_t heads = call.record->ints[kNormHeads], channels = call.record->width_in / heads;
+  const Record& record = *call.record;
+  const int64_t heads = record.ints[kNormHeads], channels = record.width_in / heads;
+  const Norm how =
+      norm_of(record.tensors[0], record.tensors[1], record.ints[kNormKind], record.floats[0]);
   const Range mine = share(call.rows * heads, 1, worker);
   for (int64_t i = mine.begin; i < mine.end; ++i)
-    norm(*call.record, call.inputs[0] + i * channels, call.output + i * channels, channels);
+    norm(how, call.inputs[0] + i * channels, call.output + i * channels, channels);
 }
 
 // position * frequency is rounded to f32 before its cosine is taken, as transformers does.

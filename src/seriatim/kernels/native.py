@@ -36,7 +36,7 @@ class NativeRuntime:
         plan: from `kernels/record.py`.
         weights: every tensor the plan names: float32, float16 or bfloat16, matrices [out, in].
         threads: workers; `None` is one for each processor granted.
-        kv: how keys and values are stored, "f32" or "bf16".
+        kv: how keys and values are stored, "f32", "bf16" or "int8".
         isa: an instruction set of `isas()`; `None` is the best.
         fused: several ops at once (`fuse.py`): faster, the same bits.
         names: what weights are called on disk, for `trace`.
@@ -62,7 +62,7 @@ class NativeRuntime:
             plan = fuse(plan, {name: _kind(array) for name, array in weights.items()})
         self.vocab_size = plan.logits.width
         self.threads = _checked_threads(threads)
-        self.kv, self.isa = _checked("kv", kv, ("f32", "bf16")), _checked_isa(isa)
+        self.kv, self.isa = _checked("kv", kv, ("f32", "bf16", "int8")), _checked_isa(isa)
         self._records, self._names = plan.records, names or {}
         self._plan = _module().Plan(
             self.isa,
@@ -230,7 +230,7 @@ def _layers(plan: Plan) -> list[tuple[int, int]]:
     """(kv heads, channels) of each layer, in order."""
     layers = {}
     for record in plan.records:
-        if record.op == "attention":
+        if record.op in ("attention", "attend"):
             channels = record.output.width // record.attributes["heads"]
             layers[record.attributes["layer"]] = (record.attributes["kv_heads"], channels)
     return [layers[i] for i in sorted(layers)]

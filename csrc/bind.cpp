@@ -219,7 +219,8 @@ class PyPlan {
   }
 
   int matrix(nb::handle array, const std::string& kind, int64_t rows, int64_t columns) {
-    const Type type = find_type("kind", kind, {{"int8", Type::kInt8}, {"int4", Type::kInt4}});
+    const Type type = find_type(
+        "kind", kind, {{"int8", Type::kInt8}, {"int6", Type::kInt6}, {"int4", Type::kInt4}});
     Buffer buffer(array, "matrix", "B", 1, 3);
     const std::vector<int64_t> shape = blocks_shape(type, rows, columns);
     if (buffer.shape() != shape)

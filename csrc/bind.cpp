@@ -239,6 +239,10 @@ class PyPlan {
 }  // namespace
 }  // namespace seriatim
 
+namespace seriatim {
+void bind_sampler(nb::module_& m);  // bind_sampler.cpp
+}
+
 NB_MODULE(_native, m) {
   using namespace seriatim;
   using namespace nanobind::literals;
@@ -275,4 +279,5 @@ NB_MODULE(_native, m) {
       .def_prop_ro("blocks", [](PyPlan& p) { return p.plan().blocks(); })
       .def_prop_ro("block_bytes", [](PyPlan& p) { return p.plan().block_bytes(); })
       .def_prop_ro("bytes", [](PyPlan& p) { return p.plan().bytes(); });
+  bind_sampler(m);
 }

@@ -14,7 +14,8 @@ import numpy as np
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.options import parse, silent, token_ids, whole
 from seriatim.engine.request import Request, Rows, Watch
-from seriatim.engine.sampler import Draw, draw
+from seriatim.engine.sampler import draw
+from seriatim.engine.sampling import Draw
 from seriatim.engine.scheduler import Scheduler, Work
 from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError
 from seriatim.kernels.ops import BLOCK, Batch, Runtime

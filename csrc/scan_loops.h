@@ -1,0 +1,168 @@
+// The body of each instruction set's unit: `SERIATIM_SCAN(kName, "name")` fills its table of loops.
+// Include only in scan_*.cpp, after setting SERIATIM_WIDTH: 16, 8 or 4 f32 lanes of a register.
+#pragma once
+#if SERIATIM_WIDTH > 4 || defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "mathematics.h"
+
+#define SERIATIM_INLINE inline __attribute__((always_inline))
+
+namespace seriatim {
+namespace {
+
+constexpr int kLanes = SERIATIM_WIDTH / 2;  // of 64 bits
+using Doubles = double __attribute__((vector_size(kLanes * 8)));
+using Longs = int64_t __attribute__((vector_size(kLanes * 8)));
+using Unsigned = uint64_t __attribute__((vector_size(kLanes * 8)));
+using Halves = float __attribute__((vector_size(kLanes * 4)));
+using Floats = float __attribute__((vector_size(kLanes * 8)));
+
+template <class V>
+SERIATIM_INLINE V unaligned(const void* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+#if SERIATIM_WIDTH == 16
+SERIATIM_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd(a, b, c); }
+SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) {
+  return (Unsigned)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+}
+#elif SERIATIM_WIDTH == 8
+SERIATIM_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }
+SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) {
+  return (Unsigned)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+}
+#else
+SERIATIM_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return a * b + c; }
+#ifdef __SSE2__
+SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) {
+  return (Unsigned)_mm_mul_epu32((__m128i)a, (__m128i)b);
+}
+#else
+SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) { return (a & 0xFFFFFFFF) * (b & 0xFFFFFFFF); }
+#endif
+#endif
+
+SERIATIM_INLINE Doubles all(double x) { return x - Doubles{}; }
+
+// ---- maxima ------------------------------------------------------------------------------------
+
+// Of each run of kRun values; a NaN is no maximum unless it comes first.
+void maxima(const float* x, int64_t n, double* out) {
+  constexpr int kVectors = kRun / (2 * kLanes);
+  for (int64_t i = 0; i < n; i += kRun) {
+    Floats v[kVectors];
+    if (n - i >= kRun) {
+      __builtin_memcpy(v, x + i, sizeof v);
+    } else {
+      float rest[kRun];
+      for (int64_t j = 0; j < kRun; ++j) rest[j] = i + j < n ? x[i + j] : -INFINITY;
+      __builtin_memcpy(v, rest, sizeof v);
+    }
+    for (int half = kVectors / 2; half; half /= 2)
+      for (int j = 0; j < half; ++j) v[j] = v[j + half] > v[j] ? v[j + half] : v[j];
+    float best = v[0][0];
+    for (int lane = 1; lane < 2 * kLanes; ++lane) best = v[0][lane] > best ? v[0][lane] : best;
+    *out++ = best;
+  }
+}
+
+// ---- weights -----------------------------------------------------------------------------------
+
+// Integer weights, where the sign of `doubt` stays 0: e^z by its Taylor series to r^12, off by less
+// than 2^-49 of itself with all roundings (|r| <= ln 2 / 2: the rest of the series is 2^-52), which
+// is too little to round another way than the definition. Elsewhere any value.
+SERIATIM_INLINE Longs rough_weights(Doubles z, Longs& doubt) {
+  z = z < all(-40.0) ? all(-40.0) : z;  // far below half a unit
+  const Doubles shifted = z * kInverseLn2 + kInteger;
+  const Doubles k = shifted - kInteger;
+  const Doubles r = (z - k * kLn2High) - k * kLn2Low;
+  Doubles p = fma(all(1.0 / 479001600), r, all(1.0 / 39916800));
+  constexpr double kTaylor[] = {1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+                                1.0 / 720,     1.0 / 120,    1.0 / 24,    1.0 / 6,
+                                1.0 / 2,       1.0,          1.0};
+  for (const double c : kTaylor) p = fma(p, r, all(c));
+  const Doubles y = (Doubles)((Longs)p + (((Longs)shifted + 40) << 52));
+  const Doubles rounded = y + kInteger;
+  const Doubles off = y - (rounded - kInteger);
+  const Doubles far = (Doubles)((Longs)off & INT64_MAX);
+  doubt |= (Longs)((0.5 - y * 0x1p-49) - far);
+  return (Longs)rounded - static_cast<int64_t>(kIntegerBits);
+}
+
+SERIATIM_INLINE bool any_negative(Longs v) {
+  int64_t bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits |= v[lane];
+  return bits < 0;
+}
+
+SERIATIM_INLINE Doubles widened(const float* x) {
+  return __builtin_convertvector(unaligned<Halves>(x), Doubles);
+}
+
+uint64_t run_total(const float* x, double top) {  // of kRun values
+  Longs total{}, doubt{};
+  for (int j = 0; j < kRun; j += kLanes) total += rough_weights(widened(x + j) - top, doubt);
+  uint64_t sum = 0;
+  if (any_negative(doubt))
+    for (int j = 0; j < kRun; ++j) sum += weight(x[j] - top);
+  else
+    for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<uint64_t>(total[lane]);
+  return sum;
+}
+
+uint64_t total(const float* x, int64_t n, double top) {
+  uint64_t sum = 0;
+  int64_t i = 0;
+  for (; i + kRun <= n; i += kRun) sum += run_total(x + i, top);
+  for (; i < n; ++i) sum += weight(x[i] - top);
+  return sum;
+}
+
+void weigh(const double* z, int64_t n, uint64_t* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Longs doubt{};
+    const Longs w = rough_weights(unaligned<Doubles>(z + i), doubt);
+    __builtin_memcpy(out + i, &w, sizeof w);
+    if (any_negative(doubt))
+      for (int j = 0; j < kLanes; ++j) out[i + j] = weight(z[i + j]);
+  }
+  for (; i < n; ++i) out[i] = weight(z[i]);
+}
+
+// ---- noise -------------------------------------------------------------------------------------
+
+// Words of the ids 4 group .. 4 group + 3. A lane's high half may hold anything: products read the
+// low halves.
+void noise(const uint32_t* groups, int64_t n, Key key, Words* out) {
+  int64_t i = 0;
+  const Unsigned m0 = Unsigned{} + 0xD2511F53, m1 = Unsigned{} + 0xCD9E8D57;
+  for (; i + kLanes <= n; i += kLanes) {
+    Unsigned w, x = Unsigned{} + key.position, y = Unsigned{} + key.sample, z{};
+    for (int lane = 0; lane < kLanes; ++lane) w[lane] = groups[i + lane];
+    auto low = static_cast<uint32_t>(key.seed), high = static_cast<uint32_t>(key.seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const Unsigned a = multiply(w, m0), b = multiply(y, m1);
+      w = (b >> 32) ^ x ^ uint64_t{low}, x = b;
+      y = (a >> 32) ^ z ^ uint64_t{high}, z = a;
+      low += 0x9E3779B9, high += 0xBB67AE85;
+    }
+    for (int lane = 0; lane < kLanes; ++lane)
+      out[i + lane] = {{static_cast<uint32_t>(w[lane]), static_cast<uint32_t>(x[lane]),
+                        static_cast<uint32_t>(y[lane]), static_cast<uint32_t>(z[lane])}};
+  }
+  for (; i < n; ++i) out[i] = philox(groups[i], key.position, key.sample, 0, key.seed);
+}
+
+}  // namespace
+}  // namespace seriatim
+
+#define SERIATIM_SCAN(symbol, name)                           \
+  namespace seriatim {                                        \
+  const Scan symbol = {name, maxima, total, weigh, noise};    \
+  }

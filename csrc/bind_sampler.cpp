@@ -109,13 +109,12 @@ Ids weights(const Sampler& sampler, const Array<double, 1>& z) {
   return {w.begin(), w.end()};
 }
 
-Ids words(const Sampler& sampler, const std::vector<uint32_t>& groups, uint64_t seed,
-          uint32_t position, uint32_t sample) {
-  std::vector<Words> found(groups.size());
-  sampler.scan().noise(groups.data(), std::ssize(groups), {seed, position, sample}, found.data());
-  Ids all;
-  for (const Words& four : found) all.insert(all.end(), four.word, four.word + 4);
-  return all;
+Ids words(const Sampler& sampler, int64_t run, uint64_t seed, uint32_t position, uint32_t sample) {
+  uint64_t found[kRun];
+  sampler.scan().noise(run, {seed, position, sample}, found);
+  Ids ids(kRun);
+  for (int64_t i = 0; i < kRun; ++i) ids[i] = static_cast<int64_t>(found[i % 4 * (kRun / 4) + i / 4]);
+  return ids;
 }
 
 }  // namespace
@@ -137,7 +136,7 @@ void bind_sampler(nb::module_& m) {
       .def("likeliest", likeliest, "logits"_a.noconvert(), "count"_a)
       .def("log_sum", log_sums, "logits"_a.noconvert())
       .def("weights", weights, "z"_a.noconvert())
-      .def("words", words, "groups"_a, "seed"_a, "position"_a, "sample"_a);
+      .def("words", words, "run"_a, "seed"_a, "position"_a, "sample"_a);
   const auto def_pick = [&](auto function) {
     bound.def("pick", function, "logits"_a.noconvert(), "ids"_a, "values"_a, "allowed"_a.none(),
               nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "seed"_a,

@@ -1,4 +1,4 @@
-// exp, log and Philox in double: the bits of kernels/mathematics.py, on every machine.
+// exp and log in double: the bits of kernels/mathematics.py, on every machine.
 //
 // Each line repeats one of that file, in its order, without a fused multiply-add; the coefficients
 // and their source stand there. Read by translation
@@ -6,8 +6,6 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
-
-#include "scan.h"
 
 namespace seriatim {
 namespace {
@@ -56,23 +54,8 @@ inline double log(double x) {
   return k * kLn2High - ((half - (s * (half + (odd + even)) + k * kLn2Low)) - f);
 }
 
-// Philox4x32-10: four random words.
-inline Words philox(uint32_t first, uint32_t second, uint32_t third, uint32_t fourth,
-                    uint64_t seed) {
-  uint64_t w = first, x = second, y = third, z = fourth;
-  auto low = static_cast<uint32_t>(seed), high = static_cast<uint32_t>(seed >> 32);
-  for (int i = 0; i < 10; ++i) {
-    const uint64_t a = w * 0xD2511F53, b = y * 0xCD9E8D57;
-    w = (b >> 32) ^ x ^ low, x = b & 0xFFFFFFFF;
-    y = (a >> 32) ^ z ^ high, z = a & 0xFFFFFFFF;
-    low += 0x9E3779B9, high += 0xBB67AE85;
-  }
-  return {{static_cast<uint32_t>(w), static_cast<uint32_t>(x), static_cast<uint32_t>(y),
-           static_cast<uint32_t>(z)}};
-}
-
-// Gumbel noise of a random word: -log(-log u), u in (0, 1).
-inline double gumbel(uint32_t word) { return -log(-log((word + 0.5) / 0x1p32)); }
+// Gumbel noise of a random 32-bit word: -log(-log u), u in (0, 1).
+inline double gumbel(uint64_t word) { return -log(-log((static_cast<double>(word) + 0.5) / 0x1p32)); }
 
 // round(exp(z) * 2^40), z <= 0: the integer weight of contracts.md, 11.
 inline uint64_t weight(double z) {

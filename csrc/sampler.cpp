@@ -45,7 +45,7 @@ constexpr std::array<double, 33> kMostNoise = [] {
   for (int i = 0; i < 33; ++i) most[i] = 0.6931471805599454 * (33 - i) + 1e-9;
   return most;
 }();
-double most_noise(uint32_t word) {  // -log u >= 1 - u >= 2^(bit - 33)
+double most_noise(uint64_t word) {  // -log u >= 1 - u >= 2^(bit - 33)
   return kMostNoise[std::bit_width((uint64_t{1} << 32) - word) - 1];
 }
 
@@ -144,8 +144,7 @@ double Sampler::kth_maximum(int64_t k) {
 }
 
 // No value below can be that of the id drawn.
-double Sampler::find_least(Row row, const Filters& f) {
-  const double top = find_maxima(row);
+double Sampler::find_least(double top, const Filters& f) {
   const double least = top - reach_of(f) * f.temperature;
   if (f.top_k == 0 || f.temperature == 0) return least;
   return std::max(least, lowered(kth_maximum(f.top_k), top, f.temperature));
@@ -172,7 +171,8 @@ void Sampler::collect(Row row, double least) {
   }
 }
 
-void Sampler::collect_allowed(Row row, std::vector<int64_t>& allowed) {
+// The greatest value.
+double Sampler::collect_allowed(Row row, std::vector<int64_t>& allowed) {
   reserve(std::ssize(allowed));
   std::sort(allowed.begin(), allowed.end());
   allowed.erase(std::unique(allowed.begin(), allowed.end()), allowed.end());
@@ -184,6 +184,7 @@ void Sampler::collect_allowed(Row row, std::vector<int64_t>& allowed) {
     z_[count_] = r != replaced_.end() && r->id == id ? r->value : row.at(id);
     count_ += z_[count_] > -kInfinity;
   }
+  return count_ ? z_[best()] : -kInfinity;
 }
 
 // The place of the greatest z, the first of equals.
@@ -261,46 +262,59 @@ void Sampler::keep_min_p(double share) {
 }
 
 void Sampler::filter(const Filters& f) {
-  keep([&](int64_t i) { return z_[i] > -kInfinity; });
   keep_top_k(f.top_k);
   if (f.top_p < 1.0 || f.min_p > 0.0) scan_.weigh(z_.data(), count_, weights_.data());
   if (f.top_p < 1.0) keep_top_p(f.top_p);
   if (f.min_p > 0.0) keep_min_p(f.min_p);
-  keep([&](int64_t i) { return z_[i] > -kReach; });
 }
 
 // ---- the id ------------------------------------------------------------------------------------
 
-// The highest z + noise, the lowest id of equals. Begins with the best z, so that the bound on a
-// word's noise spares nearly all others their logarithms.
-int64_t Sampler::win(Key key) {
-  constexpr int64_t kBatch = 128;
-  uint32_t groups[kBatch];
-  Words words[kBatch];
-  uint8_t place[kBatch];
-  const int64_t first = best();
-  int64_t winner = ids_[first];
-  const Words own = philox(winner >> 2, key.position, key.sample, 0, key.seed);
-  double highest = z_[first] + gumbel(own.word[winner & 3]);
-  for (int64_t begin = 0; begin < count_; begin += kBatch) {
-    const int64_t count = std::min(kBatch, count_ - begin);
-    int64_t n = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const auto group = static_cast<uint32_t>(ids_[begin + i]) >> 2;
-      if (n == 0 || groups[n - 1] != group) groups[n++] = group;
-      place[i] = static_cast<uint8_t>(n - 1);
-    }
-    scan_.noise(groups, n, key, words);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t id = ids_[begin + i];
-      const double z = z_[begin + i];
-      const uint32_t word = words[place[i]].word[id & 3];
-      if (z + most_noise(word) < highest) continue;
-      const double score = z + gumbel(word);
-      if (score > highest || (score == highest && id < winner)) highest = score, winner = id;
-    }
+// Who has the highest z + noise so far, the lowest id of equals.
+struct Sampler::Race {
+  const Scan& scan;
+  const Key key;
+  int64_t run = -1, winner = -1;
+  double highest = -kInfinity;
+  uint64_t words[kRun] = {};
+
+  // The greatest noise of a run is at most this.
+  double turn_to(int64_t next) { return most_noise(scan.noise(run = next, key, words)); }
+  void enter(int64_t id, double z) {
+    const uint64_t word = words[id % 4 * (kRun / 4) + id % kRun / 4];
+    if (z + most_noise(word) < highest) return;  // spares nearly all their logarithms
+    const double score = z + gumbel(word);
+    if (score > highest || (score == highest && id < winner)) highest = score, winner = id;
   }
-  return winner;
+};
+
+// Among the candidates; begins with the best z, so that the bound is high from the start.
+int64_t Sampler::win(Key key) const {
+  Race race{scan_, key};
+  const int64_t first = best();
+  race.turn_to(ids_[first] / kRun);
+  race.enter(ids_[first], z_[first]);
+  for (int64_t i = 0; i < count_; ++i) {
+    if (ids_[i] / kRun != race.run) race.turn_to(ids_[i] / kRun);
+    race.enter(ids_[i], z_[i]);
+  }
+  return race.winner;
+}
+
+// Among all ids: a run whose best logit and greatest noise do not suffice together is passed over.
+int64_t Sampler::win_all(Row row, double top, double temperature, Key key) const {
+  Race race{scan_, key};
+  double values[kRun];
+  const auto enter = [&](int64_t run) {
+    const double best = (maxima_[run] - top) / temperature;
+    if (!(best > -kReach) || best + race.turn_to(run) < race.highest) return;
+    const int64_t count = load(row, run, values);
+    for (int64_t i = 0; i < count; ++i)
+      race.enter(run * kRun + i, (values[i] - top) / temperature);
+  };
+  enter(std::find(maxima_.begin(), maxima_.end(), top) - maxima_.begin());
+  for (int64_t run = 0; run < std::ssize(maxima_); ++run) enter(run);
+  return race.winner;
 }
 
 int64_t Sampler::pick(Row row, std::vector<Replaced> replaced, std::vector<int64_t>* allowed,
@@ -308,15 +322,19 @@ int64_t Sampler::pick(Row row, std::vector<Replaced> replaced, std::vector<int64
   check(row, f);
   const FloatMode mode;
   replaced_ = ordered(std::move(replaced), row.size);
-  if (allowed)
-    collect_allowed(row, *allowed);
-  else
-    collect(row, find_least(row, f));
+  double top;
+  if (allowed) {
+    top = collect_allowed(row, *allowed);
+  } else {
+    top = find_maxima(row);
+    const bool filtered = f.top_k > 0 || f.top_p < 1.0 || f.min_p > 0.0;
+    if (f.temperature > 0 && !filtered && top > -kInfinity && top < kInfinity)
+      return win_all(row, top, f.temperature, key);
+    collect(row, find_least(top, f));
+  }
   if (count_ == 0) return -1;
-  const int64_t first = best();
-  const double top = z_[first];
   require(top < kInfinity, "a logit is infinite");
-  if (f.temperature == 0) return ids_[first];
+  if (f.temperature == 0) return ids_[best()];
   for (int64_t i = 0; i < count_; ++i) z_[i] = (z_[i] - top) / f.temperature;
   filter(f);
   return win(key);

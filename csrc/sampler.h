@@ -50,12 +50,14 @@ class Sampler {
   std::vector<int64_t> likeliest(Row row, int64_t count);
 
  private:
+  struct Race;
+
   double find_maxima(Row row);
   int64_t load(Row row, int64_t run, double* out) const;
   double kth_maximum(int64_t k);
-  double find_least(Row row, const Filters& filters);
+  double find_least(double top, const Filters& filters);
   void collect(Row row, double least);
-  void collect_allowed(Row row, std::vector<int64_t>& allowed);
+  double collect_allowed(Row row, std::vector<int64_t>& allowed);
   void reserve(int64_t count);
   int64_t best() const;
   void filter(const Filters& filters);
@@ -64,7 +66,8 @@ class Sampler {
   void keep_min_p(double share);
   template <class Keep>
   void keep(Keep&& keep);
-  int64_t win(Key key);
+  int64_t win(Key key) const;
+  int64_t win_all(Row row, double top, double temperature, Key key) const;
 
   const Scan& scan_;
   std::vector<Replaced> replaced_;        // by rising id

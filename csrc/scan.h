@@ -15,17 +15,16 @@ struct Key {
   uint32_t position, sample;
 };
 
-// Of four neighbouring ids.
-struct Words {
-  uint32_t word[4];
-};
-
 struct Scan {
   const char* name;
-  void (*maxima)(const float* x, int64_t n, double* out);         // [n / kRun, rounded up]
-  uint64_t (*total)(const float* x, int64_t n, double top);       // sum of weight(x - top)
-  void (*weigh)(const double* z, int64_t n, uint64_t* out);       // weight(z), z <= 0
-  void (*noise)(const uint32_t* groups, int64_t n, Key, Words*);  // of ids 4 group .. 4 group + 3
+  // Maxima of the runs.
+  void (*maxima)(const float* x, int64_t n, double* out);
+  // Sum of weight(x - top).
+  uint64_t (*total)(const float* x, int64_t n, double top);
+  // weight(z), z <= 0.
+  void (*weigh)(const double* z, int64_t n, uint64_t* out);
+  // Random words of a run of ids, [id & 3][id >> 2]; returns the greatest.
+  uint64_t (*noise)(int64_t run, Key key, uint64_t* words);
 };
 extern const Scan kScanPlain, kScanAvx2, kScanAvx512;
 

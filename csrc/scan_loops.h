@@ -6,6 +6,7 @@
 #endif
 
 #include "mathematics.h"
+#include "scan.h"
 
 #define SERIATIM_INLINE inline __attribute__((always_inline))
 
@@ -17,6 +18,7 @@ using Doubles = double __attribute__((vector_size(kLanes * 8)));
 using Longs = int64_t __attribute__((vector_size(kLanes * 8)));
 using Unsigned = uint64_t __attribute__((vector_size(kLanes * 8)));
 using Halves = float __attribute__((vector_size(kLanes * 4)));
+using Four = float __attribute__((vector_size(16)));
 using Floats = float __attribute__((vector_size(kLanes * 8)));
 
 template <class V>
@@ -65,9 +67,12 @@ void maxima(const float* x, int64_t n, double* out) {
     }
     for (int half = kVectors / 2; half; half /= 2)
       for (int j = 0; j < half; ++j) v[j] = v[j + half] > v[j] ? v[j + half] : v[j];
-    float best = v[0][0];
-    for (int lane = 1; lane < 2 * kLanes; ++lane) best = v[0][lane] > best ? v[0][lane] : best;
-    *out++ = best;
+    Four part[kLanes / 2];  // lanes one by one would be slow
+    __builtin_memcpy(part, v, sizeof part);
+    for (int j = 1; j < kLanes / 2; ++j) part[0] = part[j] > part[0] ? part[j] : part[0];
+    const Four f = part[0];
+    const float a = f[0] > f[1] ? f[0] : f[1], b = f[2] > f[3] ? f[2] : f[3];
+    *out++ = a > b ? a : b;
   }
 }
 
@@ -137,26 +142,32 @@ void weigh(const double* z, int64_t n, uint64_t* out) {
 
 // ---- noise -------------------------------------------------------------------------------------
 
-// Words of the ids 4 group .. 4 group + 3. A lane's high half may hold anything: products read the
-// low halves.
-void noise(const uint32_t* groups, int64_t n, Key key, Words* out) {
-  int64_t i = 0;
-  const Unsigned m0 = Unsigned{} + 0xD2511F53, m1 = Unsigned{} + 0xCD9E8D57;
-  for (; i + kLanes <= n; i += kLanes) {
-    Unsigned w, x = Unsigned{} + key.position, y = Unsigned{} + key.sample, z{};
-    for (int lane = 0; lane < kLanes; ++lane) w[lane] = groups[i + lane];
+// Random words of a run of ids, [id & 3][id >> 2] in the low halves; the greatest. A lane's high
+// half may hold anything: products read the low halves.
+uint64_t noise(int64_t run, Key key, uint64_t* words) {
+  constexpr int64_t kGroups = kRun / 4;
+  const Unsigned first = Unsigned{} + 0xD2511F53, second = Unsigned{} + 0xCD9E8D57;
+  Unsigned greatest{};
+  for (int64_t i = 0; i < kGroups; i += kLanes) {
+    Unsigned w{}, x = w + key.position, y = w + key.sample, z{};
+    for (int lane = 0; lane < kLanes; ++lane) w[lane] = run * kGroups + i + lane;
     auto low = static_cast<uint32_t>(key.seed), high = static_cast<uint32_t>(key.seed >> 32);
     for (int round = 0; round < 10; ++round) {
-      const Unsigned a = multiply(w, m0), b = multiply(y, m1);
+      const Unsigned a = multiply(w, first), b = multiply(y, second);
       w = (b >> 32) ^ x ^ uint64_t{low}, x = b;
       y = (a >> 32) ^ z ^ uint64_t{high}, z = a;
       low += 0x9E3779B9, high += 0xBB67AE85;
     }
-    for (int lane = 0; lane < kLanes; ++lane)
-      out[i + lane] = {{static_cast<uint32_t>(w[lane]), static_cast<uint32_t>(x[lane]),
-                        static_cast<uint32_t>(y[lane]), static_cast<uint32_t>(z[lane])}};
+    const Unsigned four[] = {w, x, y, z};
+    for (int j = 0; j < 4; ++j) {
+      const Unsigned word = four[j] & 0xFFFFFFFF;
+      greatest = (Longs)word > (Longs)greatest ? word : greatest;
+      __builtin_memcpy(words + j * kGroups + i, &word, sizeof word);
+    }
   }
-  for (; i < n; ++i) out[i] = philox(groups[i], key.position, key.sample, 0, key.seed);
+  uint64_t best = 0;
+  for (int lane = 0; lane < kLanes; ++lane) best = greatest[lane] > best ? greatest[lane] : best;
+  return best;
 }
 
 }  // namespace

@@ -136,8 +136,8 @@ class Sampler:
     def weights(self, z: np.ndarray) -> list[int]:
         """round(exp(z) * 2^40) of float64 z <= 0: for tests."""
 
-    def words(self, groups: Sequence[int], seed: int, position: int, sample: int) -> list[int]:
-        """Four random words for each group of four ids: for tests."""
+    def words(self, run: int, seed: int, position: int, sample: int) -> list[int]:
+        """Philox's words for the ids 64 run .. 64 run + 63: for tests."""
 
 def exp(x: np.ndarray) -> np.ndarray:
     """The maths of csrc/mathematics.h on float64 [N], value by value: for tests."""

@@ -46,7 +46,9 @@ def main() -> None:
         rows = [rng.normal(0, given.scale, size).astype(np.float32) for _ in range(4)]
         for name, (how, top) in SETTINGS.items():
             mid, best = microseconds(sampler.draw, rows, given.rounds, how, top)
-            slow, _ = microseconds(sampler_reference.draw, rows, max(3, given.rounds // 40), how, top)
+            slow, _ = microseconds(
+                sampler_reference.draw, rows, max(3, given.rounds // 40), how, top
+            )
             print(f"{size:10}  {name:28} {mid:10.1f} {best:8.1f} {slow:11.1f}", flush=True)
 
 

@@ -18,7 +18,6 @@ except ImportError:  # not built: the definition computes
     _native = None
 
 _SAMPLER = _native.Sampler() if _native else None
-_NOTHING: dict[int, float] = {}
 
 
 def draw(
@@ -51,13 +50,15 @@ def draw(
         NumericError: a processor returned something that is not finite or -inf.
     """
     if _SAMPLER is None:
-        facts = dict(seed=seed, sample=sample, forbidden=forbidden, forced=forced, top=top)
-        return reference.draw(logits, how, ids=ids, prompt=prompt, **facts)
+        return reference.draw(
+            logits, how, ids=ids, prompt=prompt, seed=seed, sample=sample, forbidden=forbidden,
+            forced=forced, top=top,
+        )  # fmt: skip
     id = forced
     if id is None:
-        scores, replaced = _scores(logits, how, ids, prompt)
-        for hidden in (*how.banned_ids, *forbidden):
-            replaced[hidden] = -np.inf
+        scores, replaced = (logits, {}) if how.plain else _scores(logits, how, ids, prompt)
+        if how.banned_ids or forbidden:
+            replaced |= dict.fromkeys((*how.banned_ids, *forbidden), -np.inf)
         id = _SAMPLER.pick(
             scores,
             list(replaced),
@@ -76,9 +77,8 @@ def draw(
     if top is None:
         return Draw(id)
     normaliser = float(log_sum(logits[None])[0])
-    best = _SAMPLER.likeliest(logits, top) if top else ()
-    listed = tuple((i, float(logits[i]) - normaliser) for i in best)
-    return Draw(id, float(logits[id]) - normaliser, listed)
+    listed = ((i, float(logits[i]) - normaliser) for i in _SAMPLER.likeliest(logits, top))
+    return Draw(id, float(logits[id]) - normaliser, tuple(listed))
 
 
 def log_sum(logits: np.ndarray) -> np.ndarray:

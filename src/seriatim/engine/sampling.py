@@ -24,6 +24,12 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
 
+    @property
+    def plain(self) -> bool:
+        """Whether no penalty, bias or processor changes a logit."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties == (1.0, 0.0, 0.0) and not self.logit_bias and not self.processors
+
 
 @dataclass(frozen=True)
 class Draw:

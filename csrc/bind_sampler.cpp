@@ -113,7 +113,8 @@ Ids words(const Sampler& sampler, int64_t run, uint64_t seed, uint32_t position,
   uint64_t found[kRun];
   sampler.scan().noise(run, {seed, position, sample}, found);
   Ids ids(kRun);
-  for (int64_t i = 0; i < kRun; ++i) ids[i] = static_cast<int64_t>(found[i % 4 * (kRun / 4) + i / 4]);
+  for (int64_t i = 0; i < kRun; ++i)
+    ids[i] = static_cast<int64_t>(found[i % 4 * (kRun / 4) + i / 4]);
   return ids;
 }
 
@@ -122,8 +123,7 @@ Ids words(const Sampler& sampler, int64_t run, uint64_t seed, uint32_t position,
 void bind_sampler(nb::module_& m) {
   using namespace nanobind::literals;
   m.def("exp", exps, "x"_a.noconvert());
-  m.def(
-      "log", [](const Array<double, 1>& x) { return mapped(x, log); }, "x"_a.noconvert());
+  m.def("log", [](const Array<double, 1>& x) { return mapped(x, log); }, "x"_a.noconvert());
   nb::class_<Sampler> bound(m, "Sampler");
   bound
       .def(

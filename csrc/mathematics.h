@@ -44,18 +44,19 @@ inline double log(double x) {
   const double s = f / (2.0 + f);
   const double z = s * s;
   const double w = z * z;
-  const double even =
-      w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
-  const double odd =
-      z * (6.666666666666735130e-01 +
-           w * (2.857142874366239149e-01 +
-                w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+  const double even = w * (3.999999999940941908e-01 +
+                           w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
+  const double odd = z * (6.666666666666735130e-01 +
+                          w * (2.857142874366239149e-01 +
+                               w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
   const double half = 0.5 * f * f;
   return k * kLn2High - ((half - (s * (half + (odd + even)) + k * kLn2Low)) - f);
 }
 
 // Gumbel noise of a random 32-bit word: -log(-log u), u in (0, 1).
-inline double gumbel(uint64_t word) { return -log(-log((static_cast<double>(word) + 0.5) / 0x1p32)); }
+inline double gumbel(uint64_t word) {
+  return -log(-log((static_cast<double>(word) + 0.5) / 0x1p32));
+}
 
 // round(exp(z) * 2^40), z <= 0: the integer weight of contracts.md, 11.
 inline uint64_t weight(double z) {

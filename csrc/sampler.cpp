@@ -145,7 +145,8 @@ double Sampler::kth_maximum(int64_t k) {
 
 // No value below can be that of the id drawn.
 double Sampler::find_least(double top, const Filters& f) {
-  const double least = top - reach_of(f) * f.temperature;
+  constexpr double kLowest = std::numeric_limits<double>::lowest();
+  const double least = std::max(top - reach_of(f) * f.temperature, kLowest);
   if (f.top_k == 0 || f.temperature == 0) return least;
   return std::max(least, lowered(kth_maximum(f.top_k), top, f.temperature));
 }
@@ -156,10 +157,9 @@ void Sampler::reserve(int64_t count) {
   ids_.resize(count), z_.resize(count), weights_.resize(count);
 }
 
-// Ids whose value is at least `least`, and not -infinity.
+// Ids whose value is at least `least`.
 void Sampler::collect(Row row, double least) {
   reserve((row.size + kRun - 1) / kRun * kRun);
-  least = std::max(least, std::numeric_limits<double>::lowest());
   double values[kRun];
   for (int64_t run = 0; run < std::ssize(maxima_); ++run) {
     if (!(maxima_[run] >= least)) continue;
@@ -185,6 +185,10 @@ double Sampler::collect_allowed(Row row, std::vector<int64_t>& allowed) {
     count_ += z_[count_] > -kInfinity;
   }
   return count_ ? z_[best()] : -kInfinity;
+}
+
+void Sampler::scale(double top, double temperature) {
+  for (int64_t i = 0; i < count_; ++i) z_[i] = (z_[i] - top) / temperature;
 }
 
 // The place of the greatest z, the first of equals.
@@ -231,16 +235,12 @@ void Sampler::keep_top_k(int64_t k) {
   keep([&](int64_t i) { return z_[i] > least || (z_[i] == least && i <= last); });
 }
 
-// By falling weight, then rising id, until their sum reaches the share: a histogram finds the
-// bucket where it does, and only that is sorted.
-void Sampler::keep_top_p(double share) {
+// By falling weight, then rising id, until their sum reaches the goal: a histogram finds the bucket
+// where it does, and only that is sorted.
+void Sampler::keep_heaviest(uint64_t goal) {
   sums_.assign(kBuckets, 0);
-  uint64_t whole = 0;
-  for (int64_t i = 0; i < count_; ++i) {
+  for (int64_t i = 0; i < count_; ++i)
     if (weights_[i]) sums_[bucket(weights_[i])] += weights_[i];
-    whole += weights_[i];
-  }
-  const uint64_t goal = share_of(share, whole);
   int64_t met = kBuckets;
   uint64_t reached = 0;
   while (reached < goal) reached += sums_[--met];
@@ -256,15 +256,50 @@ void Sampler::keep_top_p(double share) {
   keep([&](int64_t i) { return weights_[i] > least || (weights_[i] == least && i <= last); });
 }
 
+// Sum of the weights of candidates above `least`.
+uint64_t Sampler::sum_above(uint64_t least) const {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < count_; ++i) sum += weights_[i] > least ? weights_[i] : 0;
+  return sum;
+}
+
+// Sum of the weights of all ids.
+uint64_t Sampler::sum_all(Row row, double top, double temperature) const {
+  double values[kRun];
+  uint64_t sum = 0;
+  for (int64_t run = 0; run < std::ssize(maxima_); ++run) {
+    if (!((maxima_[run] - top) / temperature > -kWeighs)) continue;
+    std::fill(std::begin(values) + load(row, run, values), std::end(values), -kInfinity);
+    sum += scan_.total_scaled(values, kRun, top, temperature);
+  }
+  return sum;
+}
+
 void Sampler::keep_min_p(double share) {
   const uint64_t least = share_of(share, kOne);
   keep([&](int64_t i) { return weights_[i] >= least; });
 }
 
-void Sampler::filter(const Filters& f) {
-  keep_top_k(f.top_k);
-  if (f.top_p < 1.0 || f.min_p > 0.0) scan_.weigh(z_.data(), count_, weights_.data());
-  if (f.top_p < 1.0) keep_top_p(f.top_p);
+// Candidates for top-p alone, and its goal. Usually those above the lowest sixteenth of the
+// maxima reach it, a few ids in a hundred; otherwise all must be looked at.
+uint64_t Sampler::collect_top_p(Row row, double top, const Filters& f) {
+  const uint64_t goal = share_of(f.top_p, sum_all(row, top, f.temperature));
+  const double least = kth_maximum(std::max<int64_t>(1, std::ssize(maxima_) * 15 / 16));
+  if (least > -kInfinity) {
+    collect(row, least);
+    scale(top, f.temperature);
+    scan_.weigh(z_.data(), count_, weights_.data());
+    if (sum_above(weight((least - top) / f.temperature)) >= goal) return goal;
+  }
+  collect(row, find_least(top, f));
+  scale(top, f.temperature);
+  scan_.weigh(z_.data(), count_, weights_.data());
+  return goal;
+}
+
+// z and weights of all candidates are there.
+void Sampler::filter(const Filters& f, uint64_t goal) {
+  if (f.top_p < 1.0) keep_heaviest(goal);
   if (f.min_p > 0.0) keep_min_p(f.min_p);
 }
 
@@ -309,8 +344,7 @@ int64_t Sampler::win_all(Row row, double top, double temperature, Key key) const
     const double best = (maxima_[run] - top) / temperature;
     if (!(best > -kReach) || best + race.turn_to(run) < race.highest) return;
     const int64_t count = load(row, run, values);
-    for (int64_t i = 0; i < count; ++i)
-      race.enter(run * kRun + i, (values[i] - top) / temperature);
+    for (int64_t i = 0; i < count; ++i) race.enter(run * kRun + i, (values[i] - top) / temperature);
   };
   enter(std::find(maxima_.begin(), maxima_.end(), top) - maxima_.begin());
   for (int64_t run = 0; run < std::ssize(maxima_); ++run) enter(run);
@@ -322,21 +356,25 @@ int64_t Sampler::pick(Row row, std::vector<Replaced> replaced, std::vector<int64
   check(row, f);
   const FloatMode mode;
   replaced_ = ordered(std::move(replaced), row.size);
-  double top;
-  if (allowed) {
-    top = collect_allowed(row, *allowed);
-  } else {
-    top = find_maxima(row);
-    const bool filtered = f.top_k > 0 || f.top_p < 1.0 || f.min_p > 0.0;
-    if (f.temperature > 0 && !filtered && top > -kInfinity && top < kInfinity)
-      return win_all(row, top, f.temperature, key);
+  const double top = allowed ? collect_allowed(row, *allowed) : find_maxima(row);
+  if (!(top > -kInfinity)) return -1;
+  require(top < kInfinity, "a logit is infinite");
+  const bool weighed = f.top_p < 1.0 || f.min_p > 0.0;
+  if (!allowed) {
+    if (f.temperature > 0 && !weighed && f.top_k == 0) return win_all(row, top, f.temperature, key);
+    if (f.temperature > 0 && f.top_p < 1.0 && f.top_k == 0) {
+      filter(f, collect_top_p(row, top, f));
+      return win(key);
+    }
     collect(row, find_least(top, f));
   }
-  if (count_ == 0) return -1;
-  require(top < kInfinity, "a logit is infinite");
   if (f.temperature == 0) return ids_[best()];
-  for (int64_t i = 0; i < count_; ++i) z_[i] = (z_[i] - top) / f.temperature;
-  filter(f);
+  scale(top, f.temperature);
+  keep_top_k(f.top_k);
+  if (weighed) {
+    scan_.weigh(z_.data(), count_, weights_.data());
+    filter(f, share_of(f.top_p, sum_above(0)));
+  }
   return win(key);
 }
 

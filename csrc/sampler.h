@@ -60,9 +60,13 @@ class Sampler {
   double collect_allowed(Row row, std::vector<int64_t>& allowed);
   void reserve(int64_t count);
   int64_t best() const;
-  void filter(const Filters& filters);
+  void scale(double top, double temperature);
+  uint64_t sum_above(uint64_t least) const;
+  uint64_t sum_all(Row row, double top, double temperature) const;
+  uint64_t collect_top_p(Row row, double top, const Filters& filters);
+  void filter(const Filters& filters, uint64_t goal);
   void keep_top_k(int64_t k);
-  void keep_top_p(double share);
+  void keep_heaviest(uint64_t goal);
   void keep_min_p(double share);
   template <class Keep>
   void keep(Keep&& keep);

@@ -21,6 +21,8 @@ struct Scan {
   void (*maxima)(const float* x, int64_t n, double* out);
   // Sum of weight(x - top).
   uint64_t (*total)(const float* x, int64_t n, double top);
+  // Sum of weight((x - top) / temperature).
+  uint64_t (*total_scaled)(const double* x, int64_t n, double top, double temperature);
   // weight(z), z <= 0.
   void (*weigh)(const double* z, int64_t n, uint64_t* out);
   // Random words of a run of ids, [id & 3][id >> 2]; returns the greatest.

@@ -45,7 +45,9 @@ SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) {
   return (Unsigned)_mm_mul_epu32((__m128i)a, (__m128i)b);
 }
 #else
-SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) { return (a & 0xFFFFFFFF) * (b & 0xFFFFFFFF); }
+SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) {
+  return (a & 0xFFFFFFFF) * (b & 0xFFFFFFFF);
+}
 #endif
 #endif
 
@@ -105,27 +107,34 @@ SERIATIM_INLINE bool any_negative(Longs v) {
   return bits < 0;
 }
 
-SERIATIM_INLINE Doubles widened(const float* x) {
-  return __builtin_convertvector(unaligned<Halves>(x), Doubles);
-}
-
-uint64_t run_total(const float* x, double top) {  // of kRun values
-  Longs total{}, doubt{};
-  for (int j = 0; j < kRun; j += kLanes) total += rough_weights(widened(x + j) - top, doubt);
+// Sum of the weights of `z(i)`, whose lanes `lanes(i)` gives from i on.
+template <class Lanes, class One>
+SERIATIM_INLINE uint64_t sum(int64_t n, Lanes lanes, One z) {
   uint64_t sum = 0;
-  if (any_negative(doubt))
-    for (int j = 0; j < kRun; ++j) sum += weight(x[j] - top);
-  else
-    for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<uint64_t>(total[lane]);
+  int64_t i = 0;
+  for (; i + kRun <= n; i += kRun) {
+    Longs total{}, doubt{};
+    for (int64_t j = i; j < i + kRun; j += kLanes) total += rough_weights(lanes(j), doubt);
+    if (any_negative(doubt))
+      for (int64_t j = i; j < i + kRun; ++j) sum += weight(z(j));
+    else
+      for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<uint64_t>(total[lane]);
+  }
+  for (; i < n; ++i) sum += weight(z(i));
   return sum;
 }
 
 uint64_t total(const float* x, int64_t n, double top) {
-  uint64_t sum = 0;
-  int64_t i = 0;
-  for (; i + kRun <= n; i += kRun) sum += run_total(x + i, top);
-  for (; i < n; ++i) sum += weight(x[i] - top);
-  return sum;
+  return sum(
+      n,
+      [=](int64_t i) { return __builtin_convertvector(unaligned<Halves>(x + i), Doubles) - top; },
+      [=](int64_t i) { return x[i] - top; });
+}
+
+uint64_t total_scaled(const double* x, int64_t n, double top, double temperature) {
+  return sum(
+      n, [=](int64_t i) { return (unaligned<Doubles>(x + i) - top) / temperature; },
+      [=](int64_t i) { return (x[i] - top) / temperature; });
 }
 
 void weigh(const double* z, int64_t n, uint64_t* out) {
@@ -142,27 +151,41 @@ void weigh(const double* z, int64_t n, uint64_t* out) {
 
 // ---- noise -------------------------------------------------------------------------------------
 
+SERIATIM_INLINE Unsigned lane_numbers() {
+  Unsigned v{};
+  for (int lane = 0; lane < kLanes; ++lane) v[lane] = lane;
+  return v;
+}
+
 // Random words of a run of ids, [id & 3][id >> 2] in the low halves; the greatest. A lane's high
 // half may hold anything: products read the low halves.
 uint64_t noise(int64_t run, Key key, uint64_t* words) {
   constexpr int64_t kGroups = kRun / 4;
+  constexpr int kPair = 2;  // registers side by side: a round waits for its products
   const Unsigned first = Unsigned{} + 0xD2511F53, second = Unsigned{} + 0xCD9E8D57;
   Unsigned greatest{};
-  for (int64_t i = 0; i < kGroups; i += kLanes) {
-    Unsigned w{}, x = w + key.position, y = w + key.sample, z{};
-    for (int lane = 0; lane < kLanes; ++lane) w[lane] = run * kGroups + i + lane;
+  for (int64_t i = 0; i < kGroups; i += kPair * kLanes) {
+    Unsigned w[kPair], x[kPair], y[kPair], z[kPair];
+    for (int p = 0; p < kPair; ++p) {
+      w[p] = lane_numbers() + (run * kGroups + i + p * kLanes);
+      x[p] = Unsigned{} + key.position, y[p] = Unsigned{} + key.sample, z[p] = Unsigned{};
+    }
     auto low = static_cast<uint32_t>(key.seed), high = static_cast<uint32_t>(key.seed >> 32);
     for (int round = 0; round < 10; ++round) {
-      const Unsigned a = multiply(w, first), b = multiply(y, second);
-      w = (b >> 32) ^ x ^ uint64_t{low}, x = b;
-      y = (a >> 32) ^ z ^ uint64_t{high}, z = a;
+      for (int p = 0; p < kPair; ++p) {
+        const Unsigned a = multiply(w[p], first), b = multiply(y[p], second);
+        w[p] = (b >> 32) ^ x[p] ^ uint64_t { low }, x[p] = b;
+        y[p] = (a >> 32) ^ z[p] ^ uint64_t { high }, z[p] = a;
+      }
       low += 0x9E3779B9, high += 0xBB67AE85;
     }
-    const Unsigned four[] = {w, x, y, z};
-    for (int j = 0; j < 4; ++j) {
-      const Unsigned word = four[j] & 0xFFFFFFFF;
-      greatest = (Longs)word > (Longs)greatest ? word : greatest;
-      __builtin_memcpy(words + j * kGroups + i, &word, sizeof word);
+    for (int p = 0; p < kPair; ++p) {
+      const Unsigned four[] = {w[p], x[p], y[p], z[p]};
+      for (int j = 0; j < 4; ++j) {
+        const Unsigned word = four[j] & 0xFFFFFFFF;
+        greatest = (Longs)word > (Longs)greatest ? word : greatest;
+        __builtin_memcpy(words + j * kGroups + i + p * kLanes, &word, sizeof word);
+      }
     }
   }
   uint64_t best = 0;
@@ -173,7 +196,7 @@ uint64_t noise(int64_t run, Key key, uint64_t* words) {
 }  // namespace
 }  // namespace seriatim
 
-#define SERIATIM_SCAN(symbol, name)                           \
-  namespace seriatim {                                        \
-  const Scan symbol = {name, maxima, total, weigh, noise};    \
+#define SERIATIM_SCAN(symbol, name)                                      \
+  namespace seriatim {                                                   \
+  const Scan symbol = {name, maxima, total, total_scaled, weigh, noise}; \
   }

@@ -102,7 +102,7 @@ Falling(const T*) -> Falling<T>;
 
 // ---- candidates --------------------------------------------------------------------------------
 
-// Values of one run, replacements included; how many.
+// Values of one run, replacements included; how many. NaN, which nobody should bring, is hidden.
 int64_t Sampler::load(Row row, int64_t run, double* out) const {
   const int64_t begin = run * kRun, count = std::min(kRun, row.size - begin);
   if (row.narrow)
@@ -112,6 +112,7 @@ int64_t Sampler::load(Row row, int64_t run, double* out) const {
   const auto before = [](const Replaced& r, int64_t id) { return r.id < id; };
   auto r = std::lower_bound(replaced_.begin(), replaced_.end(), begin, before);
   for (; r != replaced_.end() && r->id < begin + count; ++r) out[r->id - begin] = r->value;
+  for (int64_t i = 0; i < count; ++i) out[i] = out[i] == out[i] ? out[i] : -kInfinity;
   return count;
 }
 

@@ -30,17 +30,20 @@ SERIATIM_INLINE V unaligned(const void* p) {
 
 #if SERIATIM_WIDTH == 16
 SERIATIM_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd(a, b, c); }
+SERIATIM_INLINE Floats greater(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) {
   return (Unsigned)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 }
 #elif SERIATIM_WIDTH == 8
 SERIATIM_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }
+SERIATIM_INLINE Floats greater(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) {
   return (Unsigned)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 }
 #else
 SERIATIM_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return a * b + c; }
 #ifdef __SSE2__
+SERIATIM_INLINE Floats greater(Floats a, Floats b) { return _mm_max_ps(a, b); }
 SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) {
   return (Unsigned)_mm_mul_epu32((__m128i)a, (__m128i)b);
 }
@@ -55,22 +58,23 @@ SERIATIM_INLINE Doubles all(double x) { return x - Doubles{}; }
 
 // ---- maxima ------------------------------------------------------------------------------------
 
-// Of each run of kRun values; a NaN is no maximum unless it comes first.
+// Of each run of kRun values; NaN is passed over.
 void maxima(const float* x, int64_t n, double* out) {
-  constexpr int kVectors = kRun / (2 * kLanes);
+  constexpr int kVectors = kRun / (2 * kLanes), kBest = 4;
   for (int64_t i = 0; i < n; i += kRun) {
-    Floats v[kVectors];
-    if (n - i >= kRun) {
-      __builtin_memcpy(v, x + i, sizeof v);
-    } else {
-      float rest[kRun];
+    const float* values = x + i;
+    float rest[kRun];
+    if (n - i < kRun) {
       for (int64_t j = 0; j < kRun; ++j) rest[j] = i + j < n ? x[i + j] : -INFINITY;
-      __builtin_memcpy(v, rest, sizeof v);
+      values = rest;
     }
-    for (int half = kVectors / 2; half; half /= 2)
-      for (int j = 0; j < half; ++j) v[j] = v[j + half] > v[j] ? v[j + half] : v[j];
+    Floats best[kBest];
+    for (int j = 0; j < kBest; ++j) best[j] = Floats{} - INFINITY;
+    for (int j = 0; j < kVectors; ++j)  // of NaN and b, the greater is b
+      best[j % kBest] = greater(unaligned<Floats>(values + j * 2 * kLanes), best[j % kBest]);
+    for (int j = 1; j < kBest; ++j) best[0] = greater(best[j], best[0]);
     Four part[kLanes / 2];  // lanes one by one would be slow
-    __builtin_memcpy(part, v, sizeof part);
+    __builtin_memcpy(part, best, sizeof part);
     for (int j = 1; j < kLanes / 2; ++j) part[0] = part[j] > part[0] ? part[j] : part[0];
     const Four f = part[0];
     const float a = f[0] > f[1] ? f[0] : f[1], b = f[2] > f[3] ? f[2] : f[3];
@@ -80,10 +84,11 @@ void maxima(const float* x, int64_t n, double* out) {
 
 // ---- weights -----------------------------------------------------------------------------------
 
-// Integer weights, where the sign of `doubt` stays 0: e^z by its Taylor series to r^12, off by less
-// than 2^-49 of itself with all roundings (|r| <= ln 2 / 2: the rest of the series is 2^-52), which
-// is too little to round another way than the definition. Elsewhere any value.
-SERIATIM_INLINE Longs rough_weights(Doubles z, Longs& doubt) {
+// Integer weights, where the sign of `doubt` stays 0: e^z by its Taylor series to r^12 differs by
+// less than 2^-49 of itself from the definition's (|r| <= ln 2 / 2: the rest of the series is
+// 2^-52, all roundings of both are as little again), and nothing twice as near to a half is rounded
+// here. Elsewhere any value.
+SERIATIM_INLINE Unsigned rough_weights(Doubles z, Longs& doubt) {
   z = z < all(-40.0) ? all(-40.0) : z;  // far below half a unit
   const Doubles shifted = z * kInverseLn2 + kInteger;
   const Doubles k = shifted - kInteger;
@@ -93,12 +98,12 @@ SERIATIM_INLINE Longs rough_weights(Doubles z, Longs& doubt) {
                                 1.0 / 720,     1.0 / 120,    1.0 / 24,    1.0 / 6,
                                 1.0 / 2,       1.0,          1.0};
   for (const double c : kTaylor) p = fma(p, r, all(c));
-  const Doubles y = (Doubles)((Longs)p + (((Longs)shifted + 40) << 52));
+  const Doubles y = (Doubles)((Unsigned)p + (((Unsigned)shifted + 40) << 52));
   const Doubles rounded = y + kInteger;
   const Doubles off = y - (rounded - kInteger);
   const Doubles far = (Doubles)((Longs)off & INT64_MAX);
-  doubt |= (Longs)((0.5 - y * 0x1p-49) - far);
-  return (Longs)rounded - static_cast<int64_t>(kIntegerBits);
+  doubt |= (Longs)((0.5 - y * 0x1p-48) - far);
+  return (Unsigned)rounded - kIntegerBits;
 }
 
 SERIATIM_INLINE bool any_negative(Longs v) {
@@ -113,12 +118,13 @@ SERIATIM_INLINE uint64_t sum(int64_t n, Lanes lanes, One z) {
   uint64_t sum = 0;
   int64_t i = 0;
   for (; i + kRun <= n; i += kRun) {
-    Longs total{}, doubt{};
+    Unsigned total{};
+    Longs doubt{};
     for (int64_t j = i; j < i + kRun; j += kLanes) total += rough_weights(lanes(j), doubt);
     if (any_negative(doubt))
       for (int64_t j = i; j < i + kRun; ++j) sum += weight(z(j));
     else
-      for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<uint64_t>(total[lane]);
+      for (int lane = 0; lane < kLanes; ++lane) sum += total[lane];
   }
   for (; i < n; ++i) sum += weight(z(i));
   return sum;
@@ -141,7 +147,7 @@ void weigh(const double* z, int64_t n, uint64_t* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     Longs doubt{};
-    const Longs w = rough_weights(unaligned<Doubles>(z + i), doubt);
+    const Unsigned w = rough_weights(unaligned<Doubles>(z + i), doubt);
     __builtin_memcpy(out + i, &w, sizeof w);
     if (any_negative(doubt))
       for (int j = 0; j < kLanes; ++j) out[i + j] = weight(z[i + j]);

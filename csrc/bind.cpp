@@ -237,11 +237,10 @@ class PyPlan {
 };
 
 }  // namespace
-}  // namespace seriatim
 
-namespace seriatim {
 void bind_sampler(nb::module_& m);  // bind_sampler.cpp
-}
+
+}  // namespace seriatim
 
 NB_MODULE(_native, m) {
   using namespace seriatim;

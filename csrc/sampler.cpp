@@ -257,6 +257,12 @@ void Sampler::keep_heaviest(uint64_t goal) {
   keep([&](int64_t i) { return weights_[i] > least || (weights_[i] == least && i <= last); });
 }
 
+// The best's weight is one, whatever was left out.
+void Sampler::keep_min_p(double share) {
+  const uint64_t least = share_of(share, kOne);
+  keep([&](int64_t i) { return weights_[i] >= least; });
+}
+
 // Sum of the weights of candidates above `least`.
 uint64_t Sampler::sum_above(uint64_t least) const {
   uint64_t sum = 0;
@@ -274,11 +280,6 @@ uint64_t Sampler::sum_all(Row row, double top, double temperature) const {
     sum += scan_.total_scaled(values, kRun, top, temperature);
   }
   return sum;
-}
-
-void Sampler::keep_min_p(double share) {
-  const uint64_t least = share_of(share, kOne);
-  keep([&](int64_t i) { return weights_[i] >= least; });
 }
 
 // Candidates for top-p alone, and its goal. Usually those above the lowest sixteenth of the

@@ -4,7 +4,6 @@
 looking at each id twice. Only ids that penalties, biases or masks touch pass through Python.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -95,19 +94,14 @@ def log_sum(logits: np.ndarray) -> np.ndarray:
 def _scores(
     logits: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int
 ) -> tuple[np.ndarray, dict[int, float]]:
-    """A row of logits, and what stands for some of its ids after penalties and biases."""
+    """A row of logits, and what stands for some of its ids: the definition, on those alone."""
     if how.processors:  # these see, and may change, every id
         return reference.processed(logits.astype(np.float64), how, ids, prompt), {}
-    repeated = set(ids) if how.repetition_penalty != 1.0 else ()
-    again = Counter(ids[prompt:]) if how.presence_penalty or how.frequency_penalty else {}
-    biased = dict(how.logit_bias)
-    touched = list({*repeated, *again, *biased})
-    x = dict(zip(touched, logits[touched].tolist(), strict=True)) if touched else {}
-    for id in repeated:
-        by = how.repetition_penalty
-        x[id] = x[id] / by if x[id] > 0 else x[id] * by
-    for id, count in again.items():
-        x[id] -= how.presence_penalty + how.frequency_penalty * count
-    for id, bias in how.logit_bias:
-        x[id] += bias
-    return logits, x
+    first = 0 if how.repetition_penalty != 1.0 else prompt
+    past, biased = ids[first:], [id for id, _ in how.logit_bias]
+    touched, place = np.unique(np.array([*past, *biased], np.int64), return_inverse=True)
+    x = logits[touched].astype(np.float64)
+    x = reference.penalised(x, how, place[: len(past)], max(0, prompt - first))
+    for at, (_, bias) in zip(place[len(past) :], how.logit_bias, strict=True):
+        x[at] += bias
+    return logits, dict(zip(touched.tolist(), x.tolist(), strict=True))

@@ -103,7 +103,7 @@ def processed(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> 
     Raises:
         NumericError: a processor returned something that is not finite or -inf.
     """
-    x = _penalised(x, how, ids, prompt)
+    x = penalised(x, how, ids, prompt)
     for id, bias in how.logit_bias:
         x[id] += bias
     for processor in how.processors:
@@ -118,10 +118,12 @@ def processed(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> 
     return x
 
 
-def _penalised(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> np.ndarray:
+def penalised(
+    x: np.ndarray, how: Sampling, ids: Sequence[int] | np.ndarray, prompt: int
+) -> np.ndarray:
     """Repetition over all ids (CTRL, arXiv:1909.05858); presence and frequency over new ones."""
     x = x.copy()
-    if how.repetition_penalty != 1.0 and ids:
+    if how.repetition_penalty != 1.0 and len(ids):
         seen = np.unique(np.asarray(ids))
         by = how.repetition_penalty
         x[seen] = np.where(x[seen] > 0, x[seen] / by, x[seen] * by)

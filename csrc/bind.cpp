@@ -257,6 +257,9 @@ class PyPlan {
 };
 
 }  // namespace
+
+void bind_sampler(nb::module_& m);  // bind_sampler.cpp
+
 }  // namespace seriatim
 
 NB_MODULE(_native, m) {
@@ -297,4 +300,5 @@ NB_MODULE(_native, m) {
       .def_prop_ro("blocks", [](PyPlan& p) { return p.plan().blocks(); })
       .def_prop_ro("block_bytes", [](PyPlan& p) { return p.plan().block_bytes(); })
       .def_prop_ro("bytes", [](PyPlan& p) { return p.plan().bytes(); });
+  bind_sampler(m);
 }

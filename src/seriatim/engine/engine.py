@@ -4,8 +4,8 @@ Ids depend on a request and the weights only (contracts.md, law of company), so 
 leave, be cut into chunks or be preempted at any step.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
+from itertools import accumulate, count, pairwise
 from typing import Any, Protocol
 from weakref import finalize
 
@@ -14,7 +14,8 @@ import numpy as np
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.options import parse, silent, token_ids, whole
 from seriatim.engine.request import Request, Rows, Watch
-from seriatim.engine.sampler import Draw, draw
+from seriatim.engine.sampler import draw
+from seriatim.engine.sampling import Draw
 from seriatim.engine.scheduler import Scheduler, Work
 from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError
 from seriatim.kernels.ops import BLOCK, Batch, Runtime
@@ -170,15 +171,15 @@ class Engine:
     def _run(self, work: list[Work]) -> list[np.ndarray]:
         """Logits of each item's rows; a request whose rows are not finite gets its error."""
         batch, counts = _pack(work)
-        cuts = np.cumsum(counts)[:-1]
+        cuts = [*accumulate(counts, initial=0)]
         logits = self.model.runtime.step(batch)
         finite = self.model.runtime.finite()
-        if not finite.all():
+        if 0 in finite.tobytes():  # ten times as fast as `all`
             logits = logits.copy()  # a trace computes in the same memory, and stops half-way
             first = self.model.runtime.trace(batch)
-            for item, fine in zip(work, np.split(finite, cuts), strict=True):
-                item.request.error = None if fine.all() else _not_finite(first)
-        return np.split(logits, cuts)
+            for item, (a, b) in zip(work, pairwise(cuts), strict=True):
+                item.request.error = None if finite[a:b].all() else _not_finite(first)
+        return [logits[a:b] for a, b in pairwise(cuts)]
 
     def _advance(self, item: Work, logits: np.ndarray) -> None:
         """The keys and values are written: count them, let others find full blocks, sample."""
@@ -249,32 +250,32 @@ class Engine:
 
 
 def _pack(work: list[Work]) -> tuple[Batch, list[int]]:
-    """The batch of a step, and how many rows of logits each item has."""
-    spans = [(w.request.computed, w.request.computed + w.count) for w in work]
-    starts = np.cumsum([0] + [w.count for w in work])
-    rows = [list(_rows(w, int(start))) for w, start in zip(work, starts[:-1], strict=True)]
-    table = np.full((len(work), max(len(w.request.blocks) for w in work)), -1, np.int32)
-    for line, w in zip(table, work, strict=True):
-        line[: len(w.request.blocks)] = [block.index for block in w.request.blocks]
-    batch = Batch(
-        ids=np.array(
-            [i for w, (a, b) in zip(work, spans, strict=True) for i in w.request.ids[a:b]], np.int32
-        ),
-        position=np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in spans]),
-        sequence=np.repeat(np.arange(len(work), dtype=np.int32), [w.count for w in work]),
-        block_table=table,
-        rows=np.array([row for some in rows for row in some], np.int32),
-    )
-    return batch, [len(some) for some in rows]
+    """The batch of a step, and how many rows of logits each item has.
+
+    Gathered in lists: most steps have a few tokens, for which an array operation takes longer.
+    """
+    ids, position, sequence, rows, counts = [], [], [], [], []
+    for number, item in enumerate(work):
+        request, first, last = item.request, item.request.computed, item.end
+        wanted = _rows(item, len(ids))
+        ids += request.ids[first:last]
+        position += range(first, last)
+        sequence += [number] * item.count
+        rows += wanted
+        counts.append(len(wanted))
+    blocks = [[block.index for block in item.request.blocks] for item in work]
+    longest = max(map(len, blocks))
+    table = [line + [-1] * (longest - len(line)) for line in blocks]
+    lists = (ids, position, sequence, table, rows)
+    return Batch(*(np.array(values, np.int32) for values in lists)), counts
 
 
-def _rows(work: Work, start: int) -> Iterator[int]:
+def _rows(item: Work, start: int) -> range:
     """All of them when a prompt is scored, the last when the next id is due, else none."""
-    request = work.request
-    if request.reads_prompt:
-        yield from range(start, start + work.count)
-    elif request.computed + work.count == len(request.ids):
-        yield start + work.count - 1
+    end = start + item.count
+    if item.request.reads_prompt:
+        return range(start, end)
+    return range(end - 1, end) if item.end == len(item.request.ids) else range(0)
 
 
 def _not_finite(first: str) -> NumericError:

@@ -6,7 +6,7 @@ leave, be cut into chunks or be preempted at any step.
 
 from collections.abc import Sequence
 from itertools import accumulate, count, pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import finalize
 
 import numpy as np
@@ -36,6 +36,13 @@ class Servable(Protocol):
     def pool(self) -> BlockPool:
         """The blocks of the runtime's cache, shared by every engine of the model."""
         ...
+
+
+class Computed(NamedTuple):
+    """What one item of a step gave: logits [R, V], and the likeliest id of each row [R]."""
+
+    logits: np.ndarray
+    best: np.ndarray
 
 
 class Engine:
@@ -113,10 +120,10 @@ class Engine:
     def step(self) -> list[Request]:
         """Compute once; the requests that moved on. An empty list: nothing is queued."""
         with self.pool.lock:
-            work, logits = self._compute()
+            work, computed = self._compute()
             if not work:
                 return self._starved()
-            for item, some in zip(work, logits, strict=True):
+            for item, some in zip(work, computed, strict=True):
                 self._advance(item, some)
             return [item.request for item in work]
 
@@ -157,7 +164,7 @@ class Engine:
                 fix="shorten the prompt, or load with a longer context if the model has one",
             )
 
-    def _compute(self) -> tuple[list[Work], list[np.ndarray]]:
+    def _compute(self) -> tuple[list[Work], list[Computed]]:
         """Schedule and run; aborts that come meanwhile are done afterwards."""
         self._computing = True
         try:
@@ -168,27 +175,27 @@ class Engine:
             while self._late:
                 self.abort(self._late.pop())
 
-    def _run(self, work: list[Work]) -> list[np.ndarray]:
+    def _run(self, work: list[Work]) -> list[Computed]:
         """Logits of each item's rows; a request whose rows are not finite gets its error."""
         batch, counts = _pack(work)
         cuts = [*accumulate(counts, initial=0)]
         logits = self.model.runtime.step(batch)
-        finite = self.model.runtime.finite()
+        finite, best = self.model.runtime.finite(), self.model.runtime.best()
         if 0 in finite.tobytes():  # ten times as fast as `all`
             logits = logits.copy()  # a trace computes in the same memory, and stops half-way
             first = self.model.runtime.trace(batch)
             for item, (a, b) in zip(work, pairwise(cuts), strict=True):
                 item.request.error = None if finite[a:b].all() else _not_finite(first)
-        return [logits[a:b] for a, b in pairwise(cuts)]
+        return [Computed(logits[a:b], best[a:b]) for a, b in pairwise(cuts)]
 
-    def _advance(self, item: Work, logits: np.ndarray) -> None:
+    def _advance(self, item: Work, computed: Computed) -> None:
         """The keys and values are written: count them, let others find full blocks, sample."""
         request, start = item.request, item.request.computed
         try:
             if not request.done:  # another's processor may have aborted it
                 request.computed += item.count
                 self.scheduler.publish(request, start)
-                self._sample(request, start, logits)
+                self._sample(request, start, computed)
         except Exception as error:  # a request's own fault must not stop the others
             request.error = error if isinstance(error, SeriatimError) else _wrapped(error)
         except BaseException:
@@ -197,23 +204,23 @@ class Engine:
         if request.error is not None:
             self.scheduler.remove(request)
 
-    def _sample(self, request: Request, start: int, logits: np.ndarray) -> None:
+    def _sample(self, request: Request, start: int, computed: Computed) -> None:
         """What the logits are for: of position `start` on if they are the prompt's."""
         if request.rows is not None and start < request.prompt:
-            request.rows(start, logits[: request.prompt - start])
+            request.rows(start, computed.logits[: request.prompt - start])
         if request.pending:
             return
         request.lap("decode" if request.generated else "prefill")
         if request.options.max_tokens == 0:
             self._end(request, "max_tokens", "length")
         else:
-            self._accept(request, self._draw(request, logits[-1]))
+            self._accept(request, self._draw(request, computed))
 
-    def _draw(self, request: Request, logits: np.ndarray) -> Draw:
+    def _draw(self, request: Request, computed: Computed) -> Draw:
         options, done = request.options, request.generated
         early = done < options.min_tokens and not options.ignore_end
         return draw(
-            logits,
+            computed.logits[-1],
             options.sampling,
             ids=request.ids,
             prompt=request.prompt,
@@ -222,6 +229,7 @@ class Engine:
             forbidden=tuple(self._ends) if early else (),
             forced=options.forced_ids[done] if done < len(options.forced_ids) else None,
             top=options.logprobs,
+            best=int(computed.best[-1]),
         )
 
     def _accept(self, request: Request, drawn: Draw) -> None:

@@ -30,6 +30,7 @@ def draw(
     forbidden: Sequence[int] = (),
     forced: int | None = None,
     top: int | None = 0,
+    best: int | None = None,
 ) -> Draw:
     """Sample the id at position `len(ids)`.
 
@@ -43,6 +44,7 @@ def draw(
         forbidden: ids that cannot come here (end ids before `min_tokens`).
         forced: the id to take, with its real log-probability.
         top: how many of the likeliest ids to report; None: no log-probabilities at all.
+        best: the first id with the largest logit, where it is known.
 
     Raises:
         RequestError: no id is left.
@@ -53,7 +55,8 @@ def draw(
             logits, how, ids=ids, prompt=prompt, seed=seed, sample=sample, forbidden=forbidden,
             forced=forced, top=top,
         )  # fmt: skip
-    id = forced
+    untouched = how.plain and how.allowed_ids is None and not (how.banned_ids or forbidden)
+    id = best if forced is None and how.temperature == 0 and untouched else forced
     if id is None:
         scores, replaced = (logits, {}) if how.plain else _scores(logits, how, ids, prompt)
         if how.banned_ids or forbidden:

@@ -118,7 +118,9 @@ def _write(folder: Path, model: Spec) -> None:
 def _call(words: list[str]) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Failed(f"{Path(words[1]).name if words[1] != '-m' else words[3]}: {last(done.stderr)}")
+        raise Failed(
+            f"{Path(words[1]).name if words[1] != '-m' else words[3]}: {last(done.stderr)}"
+        )
 
 
 def last(text: str) -> str:

@@ -10,10 +10,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from time import perf_counter
 from typing import Any
 
-STEPS = 256  # the most steps of one measurement, so that its context stays short
+STEPS = 64  # generated after a prompt before it starts anew: every side at the same lengths
 PROMPT = 16  # ids before the first generated one, where the row names no context
 
 
@@ -27,10 +28,10 @@ def serve(prepare: Callable[[dict[str, Any]], tuple[int, Callable[[], dict[str, 
         print(json.dumps(measure()), file=answers, flush=True)
 
 
-def steps(seconds: float, least: int = 3) -> Iterator[int]:
-    """Counts up while there is time: `least` to STEPS."""
+def until(seconds: float, least: int = 1) -> Iterator[int]:
+    """Counts up while there is time, to `least` at least."""
     end = perf_counter() + seconds
-    for step in range(STEPS):
+    for step in count():
         if step >= least and perf_counter() > end:
             return
         yield step

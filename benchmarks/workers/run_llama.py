@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import llama_cpp as ll
-from lines import PROMPT, STEPS, serve, steps
+from lines import PROMPT, STEPS, serve, until
 
 KV = {None: ll.GGML_TYPE_F16, "bf16": ll.GGML_TYPE_F16, "int8": ll.GGML_TYPE_Q8_0}
 
@@ -51,13 +51,11 @@ class Context:
             raise SystemExit(f"llama_decode: code {code}")
         ll.llama_synchronize(self.context)
 
-    def rate(self) -> float:
-        """Tokens per second since the last reset, by llama.cpp's own clocks."""
+    def ms(self) -> float:
+        """Milliseconds of the latest `decode`, by llama.cpp's own clocks, which this resets."""
         seen = ll.llama_perf_context(self.context)
-        ms, count = seen.t_p_eval_ms, seen.n_p_eval
-        if count < 2:  # it counts a prompt as at least one
-            ms, count = seen.t_eval_ms, seen.n_eval
-        return 1000 * count / ms
+        ll.llama_perf_context_reset(self.context)
+        return seen.t_p_eval_ms + seen.t_eval_ms  # several ids at once, or one
 
 
 def prepare(job: dict[str, Any]):
@@ -70,11 +68,13 @@ def prefill(job: dict[str, Any]):
     run = Context(job, job["tokens"] + 64)
 
     def measure() -> dict[str, float]:
-        ll.llama_perf_context_reset(run.context)
-        for _ in steps(job["seconds"], least=1):
+        run.ms()
+        times = []
+        for _ in until(job["seconds"]):
             ll.llama_memory_clear(run.memory, True)
             run.decode(0, job["tokens"], 1)
-        return {"value": run.rate()}
+            times.append(run.ms())
+        return {"value": 1000 * job["tokens"] * len(times) / sum(times)}
 
     return ll.llama_model_size(run.model), measure
 
@@ -83,16 +83,22 @@ def generate(job: dict[str, Any]):
     start, batch = job["context"] or PROMPT, job["batch"]
     run = Context(job, start + STEPS + 64)
     for first in range(0, start, 256):
-        run.decode(first, min(256, start - first) if batch == 1 else start, batch)
+        run.decode(first, min(256, start - first), batch)
 
-    def measure() -> dict[str, float]:
+    def again() -> None:
         for sequence in range(batch):
             ll.llama_memory_seq_rm(run.memory, sequence, start, -1)
         run.decode(start, 1, batch)
-        ll.llama_perf_context_reset(run.context)
-        for step in steps(job["seconds"]):
-            run.decode(start + 1 + step, 1, batch)
-        return {"value": run.rate()}
+        run.ms()
+
+    def measure() -> dict[str, float]:
+        times = []
+        for step in until(job["seconds"], least=3):
+            if step % STEPS == 0:
+                again()
+            run.decode(start + 1 + step % STEPS, 1, batch)
+            times.append(run.ms())
+        return {"value": 1000 * batch * len(times) / sum(times)}
 
     return ll.llama_model_size(run.model), measure
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai
-from lines import PROMPT, STEPS, serve, steps
+from lines import PROMPT, STEPS, serve, until
 
 
 def prepare(job: dict[str, Any]) -> tuple[int, Callable[[], dict[str, float]]]:
@@ -22,7 +22,7 @@ def prepare(job: dict[str, Any]) -> tuple[int, Callable[[], dict[str, float]]]:
 
 def prefill(pipe: Any, job: dict[str, Any]) -> float:
     """Prompt ids over the time to the first token."""
-    times = [_metrics(pipe, job["tokens"], 1).get_ttft().mean for _ in steps(job["seconds"], 1)]
+    times = [_metrics(pipe, job["tokens"], 1).get_ttft().mean for _ in until(job["seconds"])]
     return 1000 * job["tokens"] / mean(times)
 
 
@@ -36,6 +36,7 @@ def generate(pipe: Any, job: dict[str, Any]) -> float:
 def _metrics(pipe: Any, prompt: int, count: int) -> Any:
     how = openvino_genai.GenerationConfig()
     how.max_new_tokens, how.ignore_eos, how.do_sample = count, True, False
+    how.eos_token_id, how.stop_token_ids = 2, {2}  # it refuses a config that has none
     ids = openvino.Tensor(np.random.default_rng().integers(3, 1000, (1, prompt), np.int64))
     return pipe.generate(ids, how).perf_metrics
 

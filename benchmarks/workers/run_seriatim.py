@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from lines import PROMPT, STEPS, serve, steps
+from lines import PROMPT, STEPS, serve, until
 
 import seriatim
 from seriatim.engine.sampler import Sampling, draw
@@ -57,7 +57,7 @@ def prefill(model: seriatim.Model, job: dict[str, Any]) -> Measure:
 
     def measure() -> dict[str, float]:
         begin = perf_counter()
-        for count in steps(job["seconds"], least=1):
+        for count in until(job["seconds"]):
             request = engine.add(prompts(job["tokens"]), max_tokens=1, temperature=0)
             _step(engine, [request])
             done = count + 1
@@ -72,19 +72,26 @@ def generate(model: seriatim.Model, job: dict[str, Any]) -> Measure:
     engine = seriatim.Engine(model, budget=max(256, PROMPT * job["batch"]))
     chosen = [prompts(start) for _ in range(job["batch"])]
 
-    def measure() -> dict[str, float]:
+    def again(requests: list[Any]) -> list[Any]:
+        for request in requests:
+            engine.abort(request)
         requests = [engine.add(ids, temperature=0, ignore_end=True) for ids in chosen]
         while not all(request.generated for request in requests):
             _step(engine, requests)
         _step(engine, requests)
-        before, begin = _made(requests), perf_counter()
-        for _ in steps(job["seconds"]):
+        return requests
+
+    def measure() -> dict[str, float]:
+        requests, times = [], []
+        for step in until(job["seconds"], least=3):
+            if step % STEPS == 0:
+                requests = again(requests)
+            begin = perf_counter()
             _step(engine, requests)
-        spent = perf_counter() - begin
-        made = _made(requests) - before
+            times.append(perf_counter() - begin)
         for request in requests:
             engine.abort(request)
-        return {"value": made / spent}
+        return {"value": len(requests) * len(times) / sum(times)}
 
     return measure
 
@@ -99,7 +106,7 @@ def overhead(model: seriatim.Model, job: dict[str, Any]) -> Measure:
         request = engine.add(prompts(PROMPT), temperature=0, ignore_end=True)
         _step(engine, [request])
         times = []
-        for _ in steps(job["seconds"]):
+        for _ in range(STEPS):
             timed.seconds, begin = 0.0, perf_counter()
             engine.step()
             times.append((perf_counter() - begin - timed.seconds, timed.seconds))
@@ -112,7 +119,7 @@ def overhead(model: seriatim.Model, job: dict[str, Any]) -> Measure:
 
 
 def draft(model: seriatim.Model, job: dict[str, Any]) -> Measure:
-    """Milliseconds of a step of `tokens` rows of one sequence, and as "base" of one row, in turn."""
+    """Milliseconds of a step of `tokens` rows of one sequence and, as "base", of one row."""
     run = model.runtime
     run.resize(2)
     run.step(_batch(model, 0, BLOCK, logits=1))
@@ -124,7 +131,7 @@ def draft(model: seriatim.Model, job: dict[str, Any]) -> Measure:
         return perf_counter() - begin
 
     def measure() -> dict[str, float]:
-        times = [(seconds(job["tokens"]), seconds(1)) for _ in steps(job["seconds"])]
+        times = [(seconds(job["tokens"]), seconds(1)) for _ in until(job["seconds"], 5)]
         value, base = (1000 * median(some) for some in zip(*times, strict=True))
         return {"value": value, "base": base}
 
@@ -142,7 +149,7 @@ def sampling(job: dict[str, Any]) -> Measure:
         draw(logits, how, ids=history, prompt=PROMPT, seed=seed, top=None)
         return 1e6 * (perf_counter() - begin)
 
-    return lambda: {"value": median(map(microseconds, steps(job["seconds"])))}
+    return lambda: {"value": median(map(microseconds, until(job["seconds"], 5)))}
 
 
 def _step(engine: seriatim.Engine, requests: list[Any]) -> None:
@@ -150,10 +157,6 @@ def _step(engine: seriatim.Engine, requests: list[Any]) -> None:
     for request in requests:
         if request.error is not None:
             raise request.error
-
-
-def _made(requests: list[Any]) -> int:
-    return sum(request.generated for request in requests)
 
 
 def _prompts(model: seriatim.Model) -> Callable[[int], list[int]]:

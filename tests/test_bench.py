@@ -1,6 +1,10 @@
 """`seriatim bench`: every promised figure is there, and the figures agree with one another."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import small
@@ -88,6 +92,44 @@ def test_what_cannot_be_measured_is_refused_by_name(capsys, option, value, said)
     code, out, err = command(capsys, "tales", "--threads", 1, option, value)
     assert (code, out) == (2, "")
     assert said in err
+
+
+def _stored(model: seriatim.Model) -> int:
+    return sum(array.nbytes for array in model.checkpoint.weights.values())
+
+
+# benchmarks/peers.py
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PROMISED = {
+    "row", "peer", "peer_value", "seriatim_value", "ratio", "pass", "bytes_per_token",
+}  # fmt: skip
+
+
+def test_a_peer_that_cannot_run_stands_in_the_table_and_the_json_by_name(tmp_path):
+    """No interpreter for two of three, and for the third one that is not there."""
+    script = [sys.executable, str(BENCHMARKS / "peers.py"), "--llama", str(tmp_path / "python")]
+    shape = ["--shape", "32,64,1,2,1,256", "--cache", str(tmp_path)]
+    brief = ["--rounds", "1", "--seconds", "0.01", "--only", "decode int4$", "--threads", "1"]
+    out = tmp_path / "out.json"
+    done = subprocess.run(
+        [*script, *shape, *brief, "--json", str(out)],
+        env=os.environ | {"PYTHONPATH": str(Path(seriatim.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["machine"]["read_gb_s"] > 0
+    assert all(line.keys() >= PROMISED for line in found["rows"])
+    peers = ["llama.cpp (q4_0.gguf)", "OpenVINO (openvino-int4)", "transformers (bf16)"]
+    assert [line["peer"] for line in found["rows"]] == peers
+    for line in found["rows"]:
+        assert (line["peer_value"], line["ratio"]) == (None, None)
+        assert f"{line['peer']} FAILED: {line['error']}" in done.stdout
+    assert str(tmp_path / "python") in found["rows"][0]["error"]
+    assert found["rows"][1]["error"] == "no interpreter was given for it"
 
 
 def _stored(model: seriatim.Model) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
+from kernels import Setting, barrier
 from rows import LLAMA, OPENVINO, ROWS, TRANSFORMERS, Row, of_shape
 from shapes import SHAPES, WORKERS, Failed, Files, last
 
@@ -85,22 +86,20 @@ class Side:
 
 def measure(row: Row, files: Files, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The lines of one row: one for each peer."""
+    here = Setting(args.threads, None)
     sides = [Side(OURS, args.patience), *(Side(p.name, args.patience) for p in row.peers)]
     machines = []
     try:
         for side, form in zip(sides, [row.ours, *(p.weights for p in row.peers)], strict=True):
             _try(side, partial(_start, side, form, row, files, args))
         for turn in range(args.rounds):
-            machines.append(limits())
+            machines.append(asdict(limits()) | {"barrier_us": 1e6 * barrier(here).seconds})
             for side in sides[turn % len(sides) :] + sides[: turn % len(sides)]:
                 _try(side, side.ask)
     finally:
         for side in sides:
             side.stop()
-    reads = [machine.read_gb_s for machine in machines]
-    common = {"read_gb_s": _middle(reads), "read_gb_s_range": _range(reads)}
-    found = [asdict(machine) for machine in machines]
-    return [line | common | {"machines": found} for line in lines(row, sides)]
+    return [line | {"machines": machines} for line in lines(row, sides)]
 
 
 def _try(side: Side, act: Callable[[], None]) -> None:
@@ -246,13 +245,14 @@ def main() -> None:
     chosen = [row for row in rows if re.search(args.only, row.name)]
     found: list[dict[str, Any]] = []
     for row in chosen:
-        found += measure(row, Files(args.cache, shapes[row.shape], pythons), args)
-        print(f"{len(found)} lines, {row.name} done", file=sys.stderr, flush=True)
+        new = measure(row, Files(args.cache, shapes[row.shape], pythons), args)
+        print(*map(_line, new), sep="\n", file=sys.stderr, flush=True)
+        found += new
         if args.json:  # after each row: a run that is interrupted keeps what it has
             whole = {"machine": machine(found), "rows": found}
             args.json.write_text(json.dumps(whole, indent=1) + "\n")
     print(table(found))
-    print("machine", machine(found))
+    print(*(f"{name}: {value}" for name, value in machine(found).items()), sep="\n")
     if args.picture:
         draw(found, args.picture)
 

@@ -79,18 +79,37 @@ def linear(kind: str, rows: int, columns: int, tokens: int, how: Setting) -> Fou
 
 
 def attention(shape: str, kv: str, length: int, tokens: int, sequences: int, how: Setting) -> Found:
-    """The last `tokens` of `sequences`, each `length` positions long; keys and values are read."""
+    """The last `tokens` of `sequences`, each `length` positions long; keys and values are read.
+
+    With its rotation and cache write, after a product of 16 columns, as models have it: fused.
+    """
     dim, _, _, heads, kv_heads, _ = SHAPES[shape]
     channels, layers = dim // heads, 8
 
     def forward(ops: Any, w: Any) -> Any:
-        q, k, v = (ops.embed(w[name], source="ids") for name in "qkv")
-        options = dict(heads=heads, kv_heads=kv_heads, scale=channels**-0.5)
-        return ops.rows([ops.attention(q, k, v, layer=i, **options) for i in range(layers)][-1])
+        x = ops.embed(w["table"], source="ids")
+        angles = ops.rotary(tuple([0.1] * (channels // 2)), scale=1.0)
 
-    widths = {"q": dim, "k": kv_heads * channels, "v": kv_heads * channels}
-    weights = {name: _table(width) for name, width in widths.items()}
-    run = _runtime(forward, weights, how, kv=kv)
+        def turned(name: str, heads: int) -> Any:
+            return ops.rope(ops.linear(x, w[name]), angles, heads=heads, layout="half")
+
+        mixed = [
+            ops.attention(
+                turned("query", heads),
+                turned("key", kv_heads),
+                ops.linear(x, w["value"]),
+                layer=i,
+                heads=heads,
+                kv_heads=kv_heads,
+                scale=channels**-0.5,
+            )
+            for i in range(layers)
+        ]
+        return ops.rows(mixed[-1])
+
+    inner = {"query": dim, "key": kv_heads * channels, "value": kv_heads * channels}
+    weights = {name: _matrix("f32", rows, 16) for name, rows in inner.items()}
+    run = _runtime(forward, weights | {"table": _table(16)}, how, kv=kv)
     run.resize(sequences * -(-length // BLOCK))
     for first in range(0, length, BLOCK):  # memory that was never written is not read from memory
         run.step(_batch(min(BLOCK, length - first), first, sequences, length))

@@ -78,7 +78,9 @@ def load(
         run = runtime.torch(source.spec, values, device=device, **given)
     blocks = _blocks(source, run, cache_bytes, asked=context)
     facts = _facts(_label(name, path), source, values, kv, blocks)
-    return Model(source, codec, run, blocks=blocks, facts=f"{facts}, {run.facts}")
+    size = sum(array.nbytes for array in values.values())
+    facts = f"{facts}, {run.facts}"
+    return Model(source, codec, run, blocks=blocks, weight_bytes=size, facts=facts)
 
 
 def find(name: str | Path) -> Path:

@@ -20,6 +20,8 @@ from seriatim.engine.scheduler import Scheduler, Work
 from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError
 from seriatim.kernels.ops import BLOCK, Batch, Runtime
 
+LOGITS = 1 << 22  # of prompts that are scored, in one step: 16 MB
+
 
 class Servable(Protocol):
     """What the engine needs of a model."""
@@ -75,7 +77,11 @@ class Engine:
         chunk = budget if chunk is None else whole("chunk", chunk, 1)
         with self.pool.lock:
             self.scheduler = Scheduler(
-                self.pool, budget=budget, chunk=chunk, most=whole("most", most, 1)
+                self.pool,
+                budget=budget,
+                chunk=chunk,
+                most=whole("most", most, 1),
+                rows=max(1, LOGITS // model.vocab_size),
             )
         finalize(self, self.scheduler.clear)
         self._ends = frozenset(model.ends)

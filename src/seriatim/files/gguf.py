@@ -173,11 +173,12 @@ def _places(cursor: Cursor, count: int) -> dict[str, Place]:
 def _alignment(cursor: Cursor, places: Mapping[str, Place]) -> int:
     if ALIGNMENT_KEY not in places:
         return ALIGNMENT
-    place = places[ALIGNMENT_KEY]
-    sound = place.type == UINT32 and place.length is None
-    value = decode(cursor.data, place) if sound else "of another type"
-    if not sound or value.bit_count() != 1:
-        raise cursor.refuse(f"has {ALIGNMENT_KEY} {value}", "a power of two, of type uint32")
+    place, expected = places[ALIGNMENT_KEY], "a power of two, of type uint32"
+    if place.type != UINT32 or place.length is not None:
+        raise cursor.refuse(f"has {ALIGNMENT_KEY} of another type", expected)
+    value = decode(cursor.data, place)
+    if value.bit_count() != 1:
+        raise cursor.refuse(f"has {ALIGNMENT_KEY} = {value}", expected)
     return value
 
 

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from seriatim.files import safetensors
+from seriatim.files.gguf import KINDS
 
 STRING, ARRAY, UINT32 = 8, 9, 4
 
@@ -60,6 +61,82 @@ def raw(
     return path
 
 
+def key_of(name: str, value: Any) -> bytes:
+    """A key with a plain value, in the type that llama.cpp's converter gives it."""
+    if isinstance(value, bool):
+        return key(name, 7, bytes([value]))
+    if isinstance(value, str):
+        return key(name, STRING, text(value))
+    if isinstance(value, list):
+        return key(name, ARRAY, strings(value))
+    if isinstance(value, float):
+        return key(name, 6, struct.pack("<f", value))
+    return key(name, UINT32, struct.pack("<I", value))
+
+
+KEYS = {
+    "general.architecture": "llama",
+    "llama.block_count": 1,
+    "llama.context_length": 64,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 96,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 10000.0,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+}
+SHAPES = {
+    "token_embd.weight": (40, 64),
+    "blk.0.attn_norm.weight": (64,),
+    "blk.0.attn_q.weight": (64, 64),
+    "blk.0.attn_k.weight": (32, 64),
+    "blk.0.attn_v.weight": (32, 64),
+    "blk.0.attn_output.weight": (64, 64),
+    "blk.0.ffn_norm.weight": (64,),
+    "blk.0.ffn_gate.weight": (96, 64),
+    "blk.0.ffn_up.weight": (96, 64),
+    "blk.0.ffn_down.weight": (64, 96),
+    "output_norm.weight": (64,),
+}
+
+
+def tiny(path: Path, *, keys: dict[str, Any] = {}, shapes: dict[str, Any] = {}, kind: str = "F32"):  # noqa: B006
+    """A whole Llama of one layer, without the package; None removes a key or a tensor."""
+    chosen = {name: v for name, v in (KEYS | keys).items() if v is not None}
+    tensors, data = [], b""
+    for name, shape in {n: s for n, s in (SHAPES | shapes).items() if s is not None}.items():
+        own = kind if len(shape) == 2 else "F32"
+        number = next(n for n, (word, *_) in KINDS.items() if word == own)
+        tensors.append(tensor(name, shape[::-1], number, len(data)))
+        stored = random_bytes(own, shape)
+        data += stored + bytes(-len(stored) % 32)
+    return raw(path, [key_of(*pair) for pair in chosen.items()], tensors, data)
+
+
+def random_bytes(kind: str, shape: tuple[int, ...], seed: int = 0) -> bytes:
+    """Small weights, or blocks of them."""
+    if kind == "F32":
+        values = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        return (values * 0.3 + (len(shape) == 1)).tobytes()
+    return blocks(kind, *shape, seed=seed).tobytes()
+
+
+SCALES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+
+
+def blocks(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    """Random blocks with scales of a usual size: uint8 [row, byte]."""
+    values, size = next((values, size) for word, values, size in KINDS.values() if word == kind)
+    draw = np.random.default_rng(seed)
+    data = draw.integers(0, 256, (rows, columns // values, size), dtype=np.uint8)
+    for at in SCALES.get(kind, (0,)):
+        scales = draw.normal(0, 0.01, data.shape[:2]).astype("<f2")
+        data[..., at : at + 2] = scales[..., None].view(np.uint8)
+    return data.reshape(rows, -1)
+
+
 def convert(folder: Path, path: Path, kind: str = "F32", **changed: Any) -> Path:
     """A Hugging Face folder as llama.cpp's converter writes it.
 
@@ -77,7 +154,8 @@ def convert(folder: Path, path: Path, kind: str = "F32", **changed: Any) -> Path
     writer = gguf.GGUFWriter(path, arch)
     (_gpt2_keys if arch == "gpt2" else _rotary_keys)(writer, config)
     names = gguf.get_tensor_name_map(
-        getattr(gguf.MODEL_ARCH, arch.upper()), config.get("num_hidden_layers", config.get("n_layer"))
+        getattr(gguf.MODEL_ARCH, arch.upper()),
+        config.get("num_hidden_layers", config.get("n_layer")),
     )
     tensors = safetensors.read_folder(folder).tensors
     for stored, array in tensors.items():
@@ -111,22 +189,6 @@ def add(writer: Any, name: str, array: np.ndarray, kind: str) -> None:
         writer.add_tensor(name, quants.quantize(wide, number), raw_dtype=number)
     except NotImplementedError:
         writer.add_tensor(name, blocks(kind, *array.shape), raw_dtype=number)
-
-
-SCALES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
-
-
-def blocks(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
-    """Random blocks with scales of a usual size: uint8 [row, byte]."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    values, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    draw = np.random.default_rng(seed)
-    data = draw.integers(0, 256, (rows, columns // values, size), dtype=np.uint8)
-    for at in SCALES.get(kind, (0,)):
-        scales = draw.normal(0, 0.001, data.shape[:2]).astype("<f2")
-        data[..., at : at + 2] = scales[..., None].view(np.uint8)
-    return data.reshape(rows, -1)
 
 
 def _rotary_keys(writer: Any, config: dict[str, Any]) -> None:

@@ -129,14 +129,17 @@ _EXACT: dict[str, Callable[[np.ndarray], _Packed]] = {"Q4_0": _q4_0, "Q8_0": _q8
 
 
 def _rounded(kind: str, name: str) -> Callable[[np.ndarray], _Packed]:
-    return lambda stored: _round(expand(kind, stored), name)
+    def convert(stored: np.ndarray) -> _Packed:
+        with np.errstate(over="ignore", invalid="ignore"):  # said below, with the tensor's name
+            return _round(expand(kind, stored), name)
+
+    return convert
 
 
 def _round(values: np.ndarray, name: str) -> _Packed:
     """Nearest int8, the largest of a group being 127 times its scale."""
     groups = values.reshape(len(values), -1, GROUP)
-    with np.errstate(over="ignore"):
-        scales = (np.abs(groups).max(axis=2) / 127).astype(np.float16)
+    scales = (np.abs(groups).max(axis=2) / 127).astype(np.float16)
     if not np.isfinite(scales).all():
         raise ModelError(f"the tensor {name} holds weights that are not finite, or too large")
     wide = scales.astype(np.float32)[..., None]

@@ -33,7 +33,7 @@ from seriatim.files.regular import listed, mapped, open_regular, refuse
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # which differ for big-endian files only
-WINDOWS = tuple(1 << bits for bits in (20, 22, 24, 26))  # bytes of header to try: most need 10 MB
+WINDOWS = (1 << 20, 1 << 24, 1 << 26)  # bytes of header to try: vocabularies take up to 16 MB
 ALIGNMENT, ALIGNMENT_KEY = 32, "general.alignment"
 
 # Types of a tensor, by number: the values of a block along a row, and its bytes.

@@ -5,12 +5,14 @@ others have two scales for a group, or one for 16 values: they are expanded and 
 a few rows at a time. Source of the layouts: ggml-quants.c (`dequantize_row_*`).
 """
 
-from collections.abc import Callable, Iterator
+import math
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 
 import ml_dtypes
 import numpy as np
 
-from seriatim.errors import ModelError
+from seriatim.errors import ModelError, ResourceError
 from seriatim.files.gguf import KINDS, Tensor
 from seriatim.kernels.formats import FORMATS, GROUP, PANEL, TILE, Blocks
 
@@ -21,6 +23,8 @@ FLOATS = {
 }
 _SIZES = {kind: size for kind, _, size in KINDS.values()}
 _CHUNK = 1 << 19  # values converted together: what they pass through stays in the cache
+
+_SIGNS = np.uint32(0x80808080)  # adds 128 to each of four signed bytes
 
 _Packed = tuple[np.ndarray, np.ndarray]  # uint32 [row, group, vector], float16 [row, group]
 
@@ -59,8 +63,9 @@ def blocks(tensor: Tensor, name: str) -> Blocks:
         ModelError: a tensor that has to be rounded holds what no f16 scale can hold.
     """
     kind, convert = BLOCKS[tensor.kind], _EXACT.get(tensor.kind) or _rounded(tensor.kind, name)
-    data = np.empty(FORMATS[kind].shape(*tensor.shape), np.uint8)
+    data = _memory(FORMATS[kind].shape(*tensor.shape))
     stored = tensor.data.reshape(tensor.shape[0], -1)
+    np.empty(32 * _CHUNK, np.uint8)  # glibc keeps what is freed below the largest it saw freed
     for start, stop in _chunks(*tensor.shape):
         _fill(data[start // PANEL : -(-stop // PANEL)], kind, *convert(stored[start:stop]))
     return Blocks(kind, (tensor.shape[0], tensor.shape[1]), data)
@@ -70,6 +75,15 @@ def expand(kind: str, stored: np.ndarray) -> np.ndarray:
     """The values, float32 [row, column], of rows of blocks, uint8 [row, byte], to be rounded."""
     split = stored.reshape(len(stored), -1, _SIZES[kind])
     return _EXPAND[kind](split).reshape(len(stored), -1)
+
+
+def _memory(shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 zeros at the start of a page; numpy would ask for huge pages: 3 s a GB, not 0.6."""
+    try:
+        pages = mmap.mmap(-1, math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise ResourceError(f"no memory for {math.prod(shape):,} bytes ({error})") from None
+    return np.frombuffer(pages, np.uint8).reshape(shape)
 
 
 def _chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
@@ -112,7 +126,7 @@ def _q4_0(stored: np.ndarray) -> _Packed:
 
 def _q8_0(stored: np.ndarray) -> _Packed:
     block = _fields(stored, ("scale", "<f2"), ("q", "<u4", 8))
-    return block["q"] ^ np.uint32(0x80808080), block["scale"]
+    return block["q"] ^ _SIGNS, block["scale"]
 
 
 def _q5_0(stored: np.ndarray) -> _Packed:
@@ -143,46 +157,44 @@ def _round(values: np.ndarray, name: str) -> _Packed:
     if not np.isfinite(scales).all():
         raise ModelError(f"the tensor {name} holds weights that are not finite, or too large")
     wide = scales.astype(np.float32)[..., None]
-    q = np.divide(groups, wide, out=np.zeros_like(groups), where=wide > 0)
-    q = np.rint(q, out=q).clip(-127, 127, out=q) + 128
-    return q.astype(np.uint8).view("<u4"), scales
+    q = groups / np.where(wide > 0, wide, 1)  # a scale that vanished: all of its group are 0
+    q = np.rint(q, out=q).clip(-127, 127, out=q)
+    return q.astype(np.int8).view("<u4") ^ _SIGNS, scales
 
 
 def _q4_1(block: np.ndarray) -> np.ndarray:
     scale, least = _wide(block[..., :2]), _wide(block[..., 2:4])
-    return scale * _nibbles(block[..., 4:]) + least
+    return _times(scale, _nibbles(block[..., 4:])) + least
 
 
 def _q5_1(block: np.ndarray) -> np.ndarray:
     scale, least = _wide(block[..., :2]), _wide(block[..., 2:4])
-    return scale * (_nibbles(block[..., 8:]) | _bits(block[..., 4:8]) << 4) + least
+    return _times(scale, _nibbles(block[..., 8:]) | _bits(block[..., 4:8]) << 4) + least
 
 
 def _q4_k(block: np.ndarray) -> np.ndarray:
     """Eight groups of 32: f16 scale and minimum of all, 6 bits of each for a group."""
     scale, least = _k_scales(block)
-    q = _nibbles(block[..., 16:].reshape(*block.shape[:2], 4, 32)).reshape(*block.shape[:2], 8, 32)
-    return scale * q - least
+    q = _nibbles(block[..., 16:].reshape(*block.shape[:2], 4, 32))
+    return _times(scale, q.reshape(*block.shape[:2], 8, 32)) - least
 
 
 def _q5_k(block: np.ndarray) -> np.ndarray:
     """As Q4_K; the fifth bit of group i is bit i of 32 bytes."""
     scale, least = _k_scales(block)
-    top = block[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    q = _nibbles(block[..., 48:].reshape(*block.shape[:2], 4, 32)).reshape(*block.shape[:2], 8, 32)
-    q |= top << 4
-    return scale * q - least
+    q = _nibbles(block[..., 48:].reshape(*block.shape[:2], 4, 32))
+    top = _shifts(block[..., 16:48], range(8), 1)
+    return _times(scale, q.reshape(top.shape) | top << 4) - least
 
 
 def _q6_k(block: np.ndarray) -> np.ndarray:
     """Sixteen groups of 16: an int8 scale each; 4 bits, then 2, for each half of 128 values."""
-    shape = block.shape[:2]
-    low = _nibbles(block[..., :128].reshape(*shape, 2, 64)).reshape(*shape, 2, 4, 32)
-    twos = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    high = block[..., 128:192].reshape(*shape, 2, 1, 32) >> twos & 3  # [row, block, half, 4, 32]
-    q = (low | high << 4).reshape(*shape, 16, 16).view(np.int8) - np.int8(32)
+    halves = *block.shape[:2], 2
+    low = _nibbles(block[..., :128].reshape(*halves, 64))
+    high = _shifts(block[..., 128:192].reshape(*halves, 32), (0, 2, 4, 6), 3)
+    q = (low.reshape(high.shape) | high << 4).view(np.int8) - np.int8(32)
     scale = _wide(block[..., 208:]) * block[..., 192:208].view(np.int8)
-    return scale[..., None] * q
+    return _times(scale[..., None], q.reshape(*scale.shape, 16))
 
 
 _EXPAND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -210,9 +222,22 @@ def _wide(scale: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(scale).view("<f2").astype(np.float32)
 
 
+def _times(scale: np.ndarray, q: np.ndarray) -> np.ndarray:
+    values = q.astype(np.float32)
+    return np.multiply(values, scale, out=values)
+
+
 def _nibbles(bytes: np.ndarray) -> np.ndarray:
     """[..., byte] to [..., 2 byte]: the low four bits of all, then the high ones."""
-    return np.concatenate([bytes & 15, bytes >> 4], axis=-1)
+    parts = _shifts(bytes, (0, 4), 15)
+    return parts.reshape(*bytes.shape[:-1], 2 * bytes.shape[-1])
+
+
+def _shifts(bytes: np.ndarray, shifts: Sequence[int], mask: int) -> np.ndarray:
+    """[..., byte] to [..., shift, byte]: each byte shifted right, and masked; eight at a time."""
+    words = np.ascontiguousarray(bytes).view(np.uint64)[..., None, :]
+    moved = words >> np.array(shifts, np.uint64)[:, None]
+    return np.bitwise_and(moved, np.uint64(mask * 0x0101010101010101), out=moved).view(np.uint8)
 
 
 def _bits(bytes: np.ndarray) -> np.ndarray:

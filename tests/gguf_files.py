@@ -132,7 +132,7 @@ def blocks(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
     draw = np.random.default_rng(seed)
     data = draw.integers(0, 256, (rows, columns // values, size), dtype=np.uint8)
     for at in SCALES.get(kind, (0,)):
-        scales = draw.normal(0, 0.01, data.shape[:2]).astype("<f2")
+        scales = draw.normal(0, 0.16 / 2 ** int(kind.strip("IQ")[0]), data.shape[:2]).astype("<f2")
         data[..., at : at + 2] = scales[..., None].view(np.uint8)
     return data.reshape(rows, -1)
 

@@ -165,6 +165,15 @@ def test_a_fused_tensor_of_blocks_is_cut_between_rows(tmp_path):
         assert np.array_equal(weights[f"layers.1.{part}.bias"], bias)
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q5_0"])
+def test_blocks_run_as_they_are(kind, tmp_path):
+    path, ids = tiny(tmp_path / "x.gguf", kind=kind), [i % 40 for i in IDS[:50]]
+    exact, seen = (
+        seriatim.load(path, threads=1, precision=p).logits(ids) for p in ("f32", "stored")
+    )
+    assert 0 < distance(seen, exact) < 0.02  # activations are rounded to int8
+
+
 @pytest.mark.parametrize("value", [np.inf, np.nan, 6e4])
 def test_what_cannot_be_rounded_is_refused_by_name(value):
     stored = gguf_files.blocks("Q6_K", 4, 512)

@@ -6,6 +6,7 @@ the tokenizer's keys in `codecs/`.
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from seriatim.files import gguf
 from seriatim.files.gguf import Tensor
 from seriatim.files.regular import forget, listed
 from seriatim.kernels.formats import Array
+from seriatim.kernels.native import available_cpus
 from seriatim.models import ggml, memory
 from seriatim.models.config import Say, ids
 from seriatim.models.families import Source
@@ -115,7 +117,8 @@ def _weights(parts: Mapping[str, Tensor], names: Mapping[str, str], say: Say) ->
     for kind, count in sorted(Counter(tensor.kind for tensor in parts.values()).items()):
         if kind in ggml.ROUNDED:
             say(f"{count} weights of type {kind} were rounded to int8, groups of 32 to one scale")
-    return {name: _weight(part, names[name]) for name, part in parts.items()}
+    with ThreadPoolExecutor(available_cpus()) as pool:  # numpy's loops run side by side
+        return dict(zip(parts, pool.map(_weight, parts.values(), names.values()), strict=True))
 
 
 def _weight(tensor: Tensor, name: str) -> Array:

@@ -102,7 +102,14 @@ SHAPES = {
 }
 
 
-def tiny(path: Path, *, keys: dict[str, Any] = {}, shapes: dict[str, Any] = {}, kind: str = "F32"):  # noqa: B006
+def tiny(
+    path: Path,
+    *,
+    keys: dict[str, Any] = {},  # noqa: B006
+    shapes: dict[str, Any] = {},  # noqa: B006
+    given: dict[str, bytes] = {},  # noqa: B006
+    kind: str = "F32",
+) -> Path:
     """A whole Llama of one layer, without the package; None removes a key or a tensor."""
     chosen = {name: v for name, v in (KEYS | keys).items() if v is not None}
     tensors, data = [], b""
@@ -110,7 +117,7 @@ def tiny(path: Path, *, keys: dict[str, Any] = {}, shapes: dict[str, Any] = {}, 
         own = kind if len(shape) == 2 else "F32"
         number = next(n for n, (word, *_) in KINDS.items() if word == own)
         tensors.append(tensor(name, shape[::-1], number, len(data)))
-        stored = random_bytes(own, shape)
+        stored = given.get(name) or random_bytes(own, shape)
         data += stored + bytes(-len(stored) % 32)
     return raw(path, [key_of(*pair) for pair in chosen.items()], tensors, data)
 

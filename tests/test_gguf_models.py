@@ -223,6 +223,15 @@ REFUSED = {
     "a tensor too many": (dict(shapes={"blk.0.extra": (4,)}), "blk.0.extra"),
     "another shape": (dict(shapes={"blk.0.attn_k.weight": (64, 64)}), "blk.0.attn_k.weight"),
     "other factors": (dict(shapes={"rope_freqs.weight": (9,)}), "rope_freqs"),
+    "factors of 0": (
+        dict(shapes={"rope_freqs.weight": (8,)}, given={"rope_freqs.weight": bytes(32)}),
+        "rope_freqs",
+    ),
+    "a base of 1": (dict(keys={"llama.rope.freq_base": 1.0}), "rope.freq_base"),
+    "an infinite factor": (
+        dict(keys={"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": float("inf")}),
+        "scaling.factor",
+    ),
     "an unknown block": (dict(kind="IQ4_NL"), "IQ4_NL"),
 }
 

@@ -116,7 +116,7 @@ def _weights(parts: Mapping[str, Tensor], names: Mapping[str, str], say: Say) ->
         )
     for kind, count in sorted(Counter(tensor.kind for tensor in parts.values()).items()):
         if kind in ggml.ROUNDED:
-            say(f"{count} weights of type {kind} were rounded to int8, groups of 32 to one scale")
+            say(f"rounded to int8, groups of 32 to one scale: {count} weights of type {kind}")
     with ThreadPoolExecutor(available_cpus()) as pool:  # numpy's loops run side by side
         return dict(zip(parts, pool.map(_weight, parts.values(), names.values()), strict=True))
 

@@ -60,7 +60,6 @@ _FIXED = {
     "expert_used_count": (0, None),
     "rope.scaling.finetuned": (True, False, None),
     "tensor_data_layout": ("Meta AI original pth", None),  # what llama's permuted rows were called
-    "use_parallel_residual": (True, None),  # written for gpt2, read by nothing
 }
 _ORIGINAL, _YARN = "rope.scaling.original_context_length", "rope.scaling.yarn_"
 _SCALINGS = {"none": "default", "linear": "linear", "yarn": "yarn"}
@@ -218,7 +217,8 @@ def _rope_values(fields: Fields, trained: int) -> dict[str, Any]:
     kind = "linear" if fields.get(factor) else "default"
     if fields.get("rope.scaling.type") is not None:
         kind = fields.word("rope.scaling.type", _SCALINGS)
-    values = {"rope_type": kind, "rope_theta": fields.number("rope.freq_base", default=10_000.0)}
+    base = fields.number("rope.freq_base", low=1.0, default=10_000.0)
+    values = {"rope_type": kind, "rope_theta": base}
     if kind != "default":
         values["factor"] = fields.number(factor)
     fields.get(_ORIGINAL)  # only yarn reads it
@@ -241,8 +241,8 @@ def _slowed(turns: Rope, tensors: Mapping[str, Tensor]) -> Rope:
     if tensor.kind != "F32" or tensor.shape != (pairs,):
         seen = f"the tensor {FACTORS} is {tensor.kind} of shape {tensor.shape}"
         raise ModelError(seen, expected=f"F32 of shape ({pairs},)")
-    factors = ggml.array(tensor)
-    if not (np.isfinite(factors) & (factors > 0)).all():
-        raise ModelError(f"the tensor {FACTORS} holds what is not above 0", expected="factors")
-    slowed = np.array(turns.frequencies, np.float32) / factors
+    with np.errstate(all="ignore"):
+        slowed = np.array(turns.frequencies, np.float32) / ggml.array(tensor)
+    if not (np.isfinite(slowed) & (slowed > 0)).all():
+        raise ModelError(f"the tensor {FACTORS} holds a factor that is not a number above 0")
     return replace(turns, frequencies=tuple(map(float, slowed)))

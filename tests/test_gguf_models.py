@@ -217,6 +217,7 @@ REFUSED = {
     "scaling of cosines": (dict(keys={"llama.rope.scaling.attn_factor": 1.5}), "attn_factor"),
     "no causality": (dict(keys={"llama.attention.causal": False}), "causal"),
     "a start id of text": (dict(keys={"tokenizer.ggml.bos_token_id": "1"}), "bos_token_id"),
+    "start ids": (dict(keys={"tokenizer.ggml.bos_token_id": ["1"] * 9999}), "bos_token_id"),
     "no embedding": (dict(shapes={"token_embd.weight": None}), "token_embd"),
     "an embedding of three axes": (dict(shapes={"token_embd.weight": (40, 8, 8)}), "token_embd"),
     "a tensor missing": (dict(shapes={"blk.0.attn_k.weight": None}), "blk.0.attn_k.weight"),

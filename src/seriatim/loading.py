@@ -33,7 +33,7 @@ def load(
     isa: str | None = None,
     **unknown: Any,
 ) -> Model:
-    """Load a model: a shipped name, a Hugging Face folder, a llama2.c .bin file, or a hub id.
+    """Load a model: a shipped name, a Hugging Face folder, a GGUF or llama2.c file, or a hub id.
 
     Args:
         name: a shipped model ("tales") if it has no separator; else a path if it exists; else a
@@ -51,7 +51,8 @@ def load(
         RequestError: an option or name that cannot be honoured.
         FileError: a file that is missing, damaged or of an unknown kind.
         ModelError: a checkpoint that seriatim cannot run exactly.
-        ResourceError: not one block of keys and values fits `cache_bytes`.
+        ResourceError: not one block of keys and values fits `cache_bytes`, or the blocks of a GGUF
+            file do not fit into memory.
 
     Example:
         >>> load("tales", threads=1).vocab_size > 0

@@ -1,13 +1,14 @@
 """ggml's block types, as arrays or as our blocks: to the bit where both say the same.
 
-Q4_0 is int4, and Q8_0 and Q5_0 are int8, exactly: a group of 32 has one f16 scale in both. The
-others have two scales for a group, or one for 16 values: they are expanded and rounded to int8,
-a few rows at a time. Source of the layouts: ggml-quants.c (`dequantize_row_*`).
+Q4_0 is int4, and Q8_0 and Q5_0 are int8, exactly: a group of 32 has one f16 scale in both. Q6_K is
+int6, exactly too. The others have two scales for a group: they are expanded and rounded to int8, a
+few rows at a time. Source of the layouts: ggml-quants.c (`dequantize_row_*`).
 """
 
 import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -24,9 +25,16 @@ FLOATS = {
 _SIZES = {kind: size for kind, _, size in KINDS.values()}
 _CHUNK = 1 << 19  # values converted together: what they pass through stays in the cache
 
+_ZEROS = {"int4": 0x88888888, "int8": 0x80808080}  # q = offset, in every byte
 _SIGNS = np.uint32(0x80808080)  # adds 128 to each of four signed bytes
 
-_Packed = tuple[np.ndarray, np.ndarray]  # uint32 [row, group, vector], float16 [row, group]
+
+class _Packed(NamedTuple):
+    """Rows on their way into panels."""
+
+    lanes: np.ndarray  # uint32 [row, group, vector]
+    scales: np.ndarray  # float16 [row, group]
+    factors: np.ndarray | None = None  # int8 [row, group, half], of int6
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -67,7 +75,7 @@ def blocks(tensor: Tensor, name: str) -> Blocks:
     stored = tensor.data.reshape(tensor.shape[0], -1)
     np.empty(32 * _CHUNK, np.uint8)  # glibc keeps what is freed below the largest it saw freed
     for start, stop in _chunks(*tensor.shape):
-        _fill(data[start // PANEL : -(-stop // PANEL)], kind, *convert(stored[start:stop]))
+        _fill(data[start // PANEL : -(-stop // PANEL)], kind, convert(stored[start:stop]))
     return Blocks(kind, (tensor.shape[0], tensor.shape[1]), data)
 
 
@@ -92,16 +100,23 @@ def _chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _fill(data: np.ndarray, kind: str, lanes: np.ndarray, scales: np.ndarray) -> None:
+def _fill(data: np.ndarray, kind: str, packed: _Packed) -> None:
     """Put rows into panels; those that the last panel lacks are scale 0 and q = offset."""
     panels, groups, _ = data.shape
+    lanes, scales, factors = packed
     if lack := panels * PANEL - len(lanes):
-        zero = 0x88888888 if kind == "int4" else 0x80808080
-        lanes = np.pad(lanes, ((0, lack), (0, 0), (0, 0)), constant_values=zero)
+        zero = [_ZEROS[kind]] * lanes.shape[2] if kind != "int6" else [0] * 4 + [0xAAAAAAAA] * 2
+        lanes = np.concatenate(
+            [lanes, np.broadcast_to(np.array(zero, np.uint32), (lack, *lanes.shape[1:]))]
+        )
         scales = np.pad(scales, ((0, lack), (0, 0)))
-    vectors = lanes.shape[2]
-    words = data[..., : -2 * PANEL].view("<u4").reshape(panels, groups, 2, vectors, TILE)
+    vectors, tiles = lanes.shape[2], 2 * FORMATS[kind].tile_bytes
+    words = data[..., :tiles].view("<u4").reshape(panels, groups, 2, vectors, TILE)
     words[:] = lanes.reshape(panels, 2, TILE, groups, vectors).transpose(0, 3, 1, 4, 2)
+    if factors is not None:
+        factors = np.pad(factors, ((0, lack), (0, 0), (0, 0)))
+        by_row = data[..., tiles : -2 * PANEL].view(np.int8).reshape(panels, groups, 2, PANEL)
+        by_row[:] = factors.reshape(panels, PANEL, groups, 2).transpose(0, 2, 3, 1)
     data[..., -2 * PANEL :].view("<f2")[:] = scales.reshape(panels, PANEL, groups).swapaxes(1, 2)
 
 
@@ -121,22 +136,50 @@ def _q4_0(stored: np.ndarray) -> _Packed:
     lanes = np.empty((*q.shape[:2], 4), np.uint32)
     lanes[..., :2] = (q & low) | (q >> np.uint64(28) & high)  # k below 16
     lanes[..., 2:] = (q >> np.uint64(4) & low) | (q >> np.uint64(32) & high)
-    return lanes, block["scale"]
+    return _Packed(lanes, block["scale"])
 
 
 def _q8_0(stored: np.ndarray) -> _Packed:
     block = _fields(stored, ("scale", "<f2"), ("q", "<u4", 8))
-    return block["q"] ^ _SIGNS, block["scale"]
+    return _Packed(block["q"] ^ _SIGNS, block["scale"])
 
 
 def _q5_0(stored: np.ndarray) -> _Packed:
     """scale * (q - 16), q below 32: the fifth bits are in one word of 32."""
     block = _fields(stored, ("scale", "<f2"), ("top", "u1", 4), ("q", "u1", 16))
     q = _nibbles(block["q"]) | _bits(block["top"]) << 4
-    return (q + np.uint8(128 - 16)).view("<u4"), block["scale"]
+    return _Packed((q + np.uint8(128 - 16)).view("<u4"), block["scale"])
 
 
-_EXACT: dict[str, Callable[[np.ndarray], _Packed]] = {"Q4_0": _q4_0, "Q8_0": _q8_0, "Q5_0": _q5_0}
+def _q6_k(stored: np.ndarray) -> _Packed:
+    """Sixteen groups of 16: an int8 factor each; 4 bits, then 2, for each half of 128 values."""
+    block = stored.reshape(len(stored), -1, _SIZES["Q6_K"])
+    halves = *block.shape[:2], 2
+    low = _nibbles(block[..., :128].reshape(*halves, 64))
+    high = _shifts(block[..., 128:192].reshape(*halves, 32), (0, 2, 4, 6), 3)
+    q = low.reshape(high.shape) | high << 4
+    words = q.reshape(len(stored), -1, GROUP).view("<u4")  # [row, group, 8]
+    nibbles, bits = words & np.uint32(0x0F0F0F0F), words >> np.uint32(4) & np.uint32(0x03030303)
+    lanes = np.empty((*words.shape[:2], 6), np.uint32)
+    lanes[..., :4] = nibbles[..., 0::2] | nibbles[..., 1::2] << np.uint32(4)
+    places = np.arange(4, dtype=np.uint32) * np.uint32(2)
+    bits = bits.reshape(*bits.shape[:2], 2, 4) << places
+    lanes[..., 4:] = np.bitwise_or.reduce(bits, axis=3)
+    factors = np.ascontiguousarray(block[..., 192:208]).view(np.int8)
+    scales = np.ascontiguousarray(block[..., 208:]).view("<f2")
+    return _Packed(
+        lanes,
+        np.repeat(scales.reshape(len(stored), -1), 8, axis=1),
+        factors.reshape(len(stored), -1, 2),
+    )
+
+
+_EXACT: dict[str, Callable[[np.ndarray], _Packed]] = {
+    "Q4_0": _q4_0,
+    "Q8_0": _q8_0,
+    "Q5_0": _q5_0,
+    "Q6_K": _q6_k,
+}
 
 
 # Rounded: blocks uint8 [row, block, byte] to values
@@ -159,7 +202,7 @@ def _round(values: np.ndarray, name: str) -> _Packed:
     wide = scales.astype(np.float32)[..., None]
     q = groups / np.where(wide > 0, wide, 1)  # a scale that vanished: all of its group are 0
     q = np.rint(q, out=q).clip(-127, 127, out=q)
-    return q.astype(np.int8).view("<u4") ^ _SIGNS, scales
+    return _Packed(q.astype(np.int8).view("<u4") ^ _SIGNS, scales)
 
 
 def _q4_1(block: np.ndarray) -> np.ndarray:
@@ -187,25 +230,15 @@ def _q5_k(block: np.ndarray) -> np.ndarray:
     return _times(scale, q.reshape(top.shape) | top << 4) - least
 
 
-def _q6_k(block: np.ndarray) -> np.ndarray:
-    """Sixteen groups of 16: an int8 scale each; 4 bits, then 2, for each half of 128 values."""
-    halves = *block.shape[:2], 2
-    low = _nibbles(block[..., :128].reshape(*halves, 64))
-    high = _shifts(block[..., 128:192].reshape(*halves, 32), (0, 2, 4, 6), 3)
-    q = (low.reshape(high.shape) | high << 4).view(np.int8) - np.int8(32)
-    scale = _wide(block[..., 208:]) * block[..., 192:208].view(np.int8)
-    return _times(scale[..., None], q.reshape(*scale.shape, 16))
-
-
 _EXPAND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Q4_1": _q4_1,
     "Q5_1": _q5_1,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
 }
 ROUNDED = frozenset(_EXPAND)
-BLOCKS = {"Q4_0": "int4"} | dict.fromkeys(["Q8_0", "Q5_0", *_EXPAND], "int8")  # kind -> our format
+BLOCKS = {"Q4_0": "int4", "Q6_K": "int6"}  # kind -> our format
+BLOCKS |= dict.fromkeys(["Q8_0", "Q5_0", *_EXPAND], "int8")
 
 
 def _k_scales(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -82,6 +82,7 @@ class Plan:
     ) -> int:
         """Index of the first record whose result is not finite, or -1."""
 
+    def best(self) -> np.ndarray: ...
     def finite(self) -> np.ndarray:
         """uint8 [R]: 1 where the latest step's row is finite."""
 

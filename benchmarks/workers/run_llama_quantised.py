@@ -71,9 +71,7 @@ def write_f16(path: Path, weights: dict[str, np.ndarray], m: dict) -> None:
 def quantise(source: Path, target: Path, kind: str, *, pure: bool) -> None:
     params = lc.llama_model_quantize_default_params()
     params.ftype, params.pure, params.nthread = FTYPES[kind], pure, 2
-    code = lc.llama_model_quantize(
-        str(source).encode(), str(target).encode(), ctypes.byref(params)
-    )
+    code = lc.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     if code:
         raise SystemExit(f"llama_model_quantize to {kind} gave {code}")
 
@@ -89,11 +87,9 @@ def types(path: Path) -> dict[str, int]:
 
 
 def logits(path: Path, windows: np.ndarray) -> np.ndarray:
-    """float32 [window * id, vocabulary]; keys and values in float32, so that weights are compared."""
+    """float32 [window * id, vocabulary]; keys and values in float32: weights are compared."""
     count, length = windows.shape
-    model = lc.llama_model_load_from_file(
-        str(path).encode(), lc.llama_model_default_params()
-    )
+    model = lc.llama_model_load_from_file(str(path).encode(), lc.llama_model_default_params())
     params = lc.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = length
     params.type_k = params.type_v = lc.GGML_TYPE_F32

@@ -35,7 +35,14 @@ class Model:
     """
 
     def __init__(
-        self, source: Checkpoint, codec: Codec | None, run: Runtime, *, blocks: int, facts: str
+        self,
+        source: Checkpoint,
+        codec: Codec | None,
+        run: Runtime,
+        *,
+        blocks: int,
+        size: int,
+        facts: str,
     ) -> None:
         self.checkpoint, self.codec, self.runtime = source, codec, run
         self.pool = BlockPool(blocks, run.resize)
@@ -44,7 +51,7 @@ class Model:
         self.ends = tuple(sorted({*source.ends, *(codec.ends if codec else ())}))
         own = () if source.start is None else (source.start,)
         self.start = (codec.start if codec else ()) or own  # what an empty prompt becomes
-        self.facts = facts
+        self.facts, self.size = facts, size  # bytes of all weights
         self.engine = Engine(self)  # every call of this model shares it
 
     def __repr__(self) -> str:

@@ -25,7 +25,6 @@ class Moments(NamedTuple):
 
     own: np.ndarray  # float64 [column, column]
     shift: np.ndarray | None = None
-    debt: np.ndarray | None = None
 
 
 def feedback(array: np.ndarray, kind: str, moments: Moments, *, sweeps: int = SWEEPS) -> Blocks:
@@ -44,8 +43,7 @@ def feedback(array: np.ndarray, kind: str, moments: Moments, *, sweeps: int = SW
     h = _damped(moments.own)
     target = array.astype(np.float32)
     if moments.shift is not None:
-        owed = target @ moments.shift + (0 if moments.debt is None else moments.debt)
-        target = target + np.linalg.solve(h, owed.T).T.astype(np.float32)
+        target = target + target @ np.linalg.solve(h, moments.shift.T).T.astype(np.float32)
     target, h = _padded(target), _whole(h)
     q, scales = _forward(target, kind, h)
     h = h.astype(np.float32)

@@ -1,7 +1,7 @@
 """The forward pass on numpy, exact and quantised side by side: what each product is given.
 
 Every window of ids runs twice, first as the model computes it, then as the quantised one does;
-for each product's weight somebody says what stands for it, knowing the second moments of its inputs.
+for each product's weight somebody says what stands for it, told the second moments of its inputs.
 No cache, no logits: for those, and for what an op means to the bit, see `kernels/`.
 """
 
@@ -15,10 +15,8 @@ from seriatim.models.forward import forward
 from seriatim.models.spec import Spec
 from seriatim.quant.feedback import Moments
 from seriatim.quant.rounding import grouped
-from seriatim.kernels.formats import GROUP
 
 Choose = Callable[[str, Moments], Array]  # a weight's name and its inputs -> what stands for it
-ADDED = ("output", "down")  # products whose result joins the residual stream
 LAST = ("head.weight", "embed.weight")  # whose product nothing reads here
 
 
@@ -73,8 +71,6 @@ class _Twins:
         if self.seen[0] is not x:
             self.seen = x, (y := round_groups(rounded), _moments(exact, y))
         y, moments = self.seen[1]
-        if weight.split(".")[-2] in ADDED:
-            moments = moments._replace(debt=self._debt(y))
         chosen = self.choose(weight, moments)
         if weight in LAST:
             return x[:, :0]
@@ -82,13 +78,7 @@ class _Twins:
         out = np.concatenate([exact @ self._exact(weight).T, y @ values(chosen).T])
         return out if bias is None else out + self._exact(bias)
 
-    def _debt(self, y: np.ndarray) -> np.ndarray:
-        exact, rounded = np.split(self.residual, 2)
-        return ((exact - rounded).T @ y / np.float32(len(y))).astype(np.float64)
-
     def norm(self, x, weight: str | None, bias: str | None, *, kind: str, eps: float, heads=1):
-        if weight is not None and weight.endswith(("attention_norm.weight", "mlp_norm.weight")):
-            self.residual = x
         y = x.reshape(len(x), heads, -1)
         y = y - y.mean(-1, keepdims=True) if kind == "layer" else y
         y = y / np.sqrt(np.square(y).mean(-1, keepdims=True) + np.float32(eps))

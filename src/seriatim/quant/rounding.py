@@ -1,19 +1,23 @@
 """Round to nearest: the fast way from a matrix to blocks, good enough to do at every load.
 
 int8 has the scale max |x| / 127. int4 spends its sixteenth level on the largest of a group, whose
-sign the scale takes (as GGUF's Q4_0 does). Integers are chosen for the scale as stored in f16.
+sign the scale takes (as GGUF's Q4_0 does), and is then fitted to its integers: by least squares.
+Integers are chosen for the scale as stored in f16.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
 from seriatim.errors import ModelError
 from seriatim.kernels.formats import FORMATS, GROUP, PANEL, Blocks, pack
+from seriatim.kernels.native import available_cpus
 
 LOW, HIGH = {"int8": -127, "int4": -8}, {"int8": 127, "int4": 7}
 SPAN = {"int8": 127, "int4": -8}  # what stands for the largest of a group
-CHUNK = 1 << 20  # values worked on together: their intermediates stay in the cache
+CHUNK = 1 << 18  # values worked on together: their intermediates stay in the cache
 
 
 def quantise(array: np.ndarray, kind: str) -> Blocks:
@@ -31,20 +35,36 @@ def quantise(array: np.ndarray, kind: str) -> Blocks:
         >>> expand(quantise(np.array([[-8.0, 1.0, 7.0]]), "int4")).tolist()
         [[-8.0, 1.0, 7.0]]
     """
-    parts = [
-        pack(kind, *_stored(integers(x, scales, kind), scales, kind, array.shape[1]))
-        for x in chunks(array)
-        for scales in [stored(largest(x) / np.float32(SPAN[kind]))]
-    ]
-    return joined(kind, parts, array.shape[1])
+    return by_chunks(array, kind, partial(_scales, kind=kind))
 
 
-def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """float32 [row, group, 32] of runs of whole panels; columns that are not there are 0."""
+def by_chunks(array: np.ndarray, kind: str, scales: Callable[[np.ndarray], np.ndarray]) -> Blocks:
+    """A matrix in blocks: float16 scales [row, group] as `scales` chooses them for groups.
+
+    Runs of whole panels are worked on at once, by as many threads as there are processors.
+    """
     rows, columns = array.shape
     step = max(CHUNK // max(columns, 1) // PANEL, 1) * PANEL
-    for first in range(0, rows, step):
-        yield grouped(array[first : first + step].astype(np.float32))
+
+    def part(first: int) -> np.ndarray:
+        x = grouped(array[first : first + step].astype(np.float32))
+        chosen = scales(x)
+        return packed(kind, integers(x, chosen, kind), chosen, columns).data
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        parts = list(pool.map(part, range(0, rows, step)))
+    return Blocks(kind, (rows, columns), np.concatenate(parts))
+
+
+def _scales(x: np.ndarray, *, kind: str) -> np.ndarray:
+    scales = stored(largest(x) / np.float32(SPAN[kind]))
+    return scales if kind == "int8" else fitted(x, integers(x, scales, kind))
+
+
+def fitted(x: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """The scales of least squared error for given integers: float16 [...] of x, q [..., 32]."""
+    along, size = np.einsum("...i,...i->...", x, q), np.einsum("...i,...i->...", q, q)
+    return stored(np.divide(along, size, out=np.zeros_like(along), where=size > 0))
 
 
 def grouped(x: np.ndarray) -> np.ndarray:
@@ -87,19 +107,7 @@ def integers(x: np.ndarray, scales: np.ndarray, kind: str) -> np.ndarray:
     return np.clip(q, LOW[kind], HIGH[kind], out=q)
 
 
-def joined(kind: str, parts: list[Blocks], columns: int) -> Blocks:
-    """Runs of whole panels, one after another, as one matrix."""
-    rows = sum(part.shape[0] for part in parts)
-    return Blocks(kind, (rows, columns), np.concatenate([part.data for part in parts]))
-
-
 def packed(kind: str, q: np.ndarray, scales: np.ndarray, columns: int) -> Blocks:
     """Blocks of whole numbers [row, group, 32] around 0 and their scales [row, group]."""
-    return pack(kind, *_stored(q, scales, kind, columns))
-
-
-def _stored(
-    q: np.ndarray, scales: np.ndarray, kind: str, columns: int
-) -> tuple[np.ndarray, np.ndarray]:
     whole = (q + np.float32(FORMATS[kind].offset)).astype(np.uint8)
-    return whole.reshape(len(q), -1)[:, :columns], scales
+    return pack(kind, whole.reshape(len(q), -1)[:, :columns], scales)

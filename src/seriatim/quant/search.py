@@ -8,7 +8,7 @@ fallen by <x, q>^2 / <q, q>. Candidates of both signs are tried and the best int
 import numpy as np
 
 from seriatim.kernels.formats import Blocks
-from seriatim.quant.rounding import SPAN, chunks, grouped, integers, joined, largest, packed, stored
+from seriatim.quant.rounding import SPAN, by_chunks, grouped, integers, largest, stored
 
 # Candidates as multiples of the scale of rounding. int4 gains by cutting off the largest; int8 by
 # the luck of where its steps fall.
@@ -34,11 +34,7 @@ def search(
         ModelError: a scale would be infinite in f16.
     """
     weight = None if importance is None else grouped(importance.astype(np.float32)[None])
-    parts = []
-    for x in chunks(array):
-        scales = scale(x, kind, weight, fine=fine)
-        parts.append(packed(kind, integers(x, scales, kind), scales, array.shape[1]))
-    return joined(kind, parts, array.shape[1])
+    return by_chunks(array, kind, lambda x: scale(x, kind, weight, fine=fine))
 
 
 def scale(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
+from seriatim import weighing
 from seriatim.arguments import loads
 from seriatim.errors import FileError, RequestError, SeriatimError
 from seriatim.terminal import failed, plain, replace_closed, spinner, stdin_text, tell, typed, write
@@ -219,6 +220,10 @@ def codecs(*, as_json: Json = False) -> None:
     for name in registry.names("seriatim.codecs"):
         about = registry.get("seriatim.codecs", name).__doc__ or ""  # python -OO has none
         _print_row(name, {"does": about.strip().partition("\n")[0]}, as_json)
+
+
+app.command()(weighing.quantize)
+app.command()(weighing.compare)
 
 
 @app.callback(invoke_without_command=True)

@@ -17,7 +17,8 @@ from seriatim.errors import ModelError
 from seriatim.files import gguf, llama2c, safetensors
 from seriatim.files.jsonfile import read_object
 from seriatim.files.regular import is_file, refuse
-from seriatim.models import families
+from seriatim.kernels.formats import Array
+from seriatim.models import families, quantised
 from seriatim.models import gguf as models_gguf
 from seriatim.models import weights as weighing
 from seriatim.models.config import ids
@@ -125,16 +126,37 @@ def write(
     safetensors.write(folder / safetensors.SINGLE, tensors, {"format": "pt"})
 
 
+def write_quantised(folder: Path, source: Checkpoint, weights: Mapping[str, Array]) -> None:
+    """Write config.json and model.safetensors of a model whose weights are in blocks.
+
+    Args:
+        folder: where; made if it is not there.
+        source: the model they stand for, of a layout that has a config.json (`standard.py`).
+        weights: by the names of `spec.weights(source.spec)`.
+
+    Raises:
+        ModelError: a fused tensor of parts that are not whole panels.
+    """
+    own = source.path / CONFIG
+    ids = {"bos_token_id": source.start, "eos_token_id": list(source.ends) or None}
+    config = read_object(own) if source.path.is_dir() else _config(source.spec, source.weights, ids)
+    sources = families.by_name(source.family)[1].sources(source.spec, source.names.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / CONFIG, {**config, quantised.KEY: quantised.MARK})
+    quantised.write(folder / safetensors.SINGLE, weights, sources)
+
+
 def _read_folder(folder: Path, context: int | None) -> Checkpoint:
     if not folder.is_dir():
         raise refuse(folder, "does not exist", expected="a model folder, a GGUF or a llama2.c file")
     config = read_object(folder / CONFIG)
     extra = folder / GENERATION
     generation = read_object(extra) if os.path.lexists(extra) else {}
+    config, in_blocks = quantised.of(config, folder / CONFIG)
     name, family = families.of(config)
     notes: list[str] = []
     spec = family.spec(config, context, notes.append)
-    stored = safetensors.read_folder(folder).tensors
+    stored = quantised.read(folder) if in_blocks else safetensors.read_folder(folder).tensors
     ends = ids(config, "eos_token_id", spec.vocab_size, notes.append, CONFIG)
     ends |= ids(generation, "eos_token_id", spec.vocab_size, notes.append, GENERATION)
     starts = ids(config, "bos_token_id", spec.vocab_size, notes.append, CONFIG)

@@ -12,7 +12,7 @@
 namespace seriatim {
 namespace {
 
-constexpr int kTile = 3;                    // queries side by side
+constexpr int kTile = 4;                    // queries side by side
 constexpr int64_t kLine = kBlock + kLanes;  // of scores: the last sixteen may run over
 
 template <int N>
@@ -53,45 +53,48 @@ SERIATIM_INLINE void ask(const Ahead& ahead, int64_t slot, int64_t slots) {
 
 // ---- scores ------------------------------------------------------------------------------------
 
-// R queries with K keys. A part of the lanes at a time: all the sums stay in registers.
+// R queries with K keys: [query, key]. A part of the lanes at a time: all sums stay in registers.
 template <int R, int K, class KV>
 SERIATIM_INLINE void dots(const float* queries, const KV* keys, int64_t width,
-                          f32x16 (&sums)[R][K]) {
+                          f32x16 (&sums)[R * K]) {
   SERIATIM_UNROLL for (int i = 0; i < kParts; ++i) {
-    Vec part[R][K] = {};
+    Vec part[R * K] = {};
     for (int64_t c = i * kWidth; c < width; c += kLanes) {
       Vec query[R];
       SERIATIM_UNROLL for (int r = 0; r < R; ++r) query[r] = load_part(queries + r * width + c);
       SERIATIM_UNROLL for (int k = 0; k < K; ++k) {
         const Vec key = in_register(load_part(keys + k * width + c));
-        SERIATIM_UNROLL for (int r = 0; r < R; ++r) part[r][k] = fma(query[r], key, part[r][k]);
+        SERIATIM_UNROLL for (int r = 0; r < R; ++r) part[r * K + k] =
+            fma(query[r], key, part[r * K + k]);
       }
     }
     SERIATIM_UNROLL for (int r = 0; r < R; ++r) SERIATIM_UNROLL for (int k = 0; k < K; ++k)
-        sums[r][k]
-            .part[i] = part[r][k];
+        sums[r * K + k]
+            .part[i] = part[r * K + k];
   }
 }
 
 template <int R, class KV>
 SERIATIM_INLINE void scores(const float* queries, const KV* keys, int64_t width, Range slots,
                             const Ahead& ahead, float* out) {
-  constexpr int kKeys = R == 1 ? 8 : 4;  // enough chains of fma, few enough registers
+  constexpr int kKeys = R == 1 ? 8 : R == 4 ? 2 : 4;  // enough chains of fma, few registers
+  constexpr int kRun = kKeys < 4 ? kKeys : 4;         // of a query's keys among four sums
   int64_t j = slots.begin;
   for (; j + kKeys <= slots.end; j += kKeys) {
     ask(ahead, j, kKeys);
-    f32x16 sums[R][kKeys];
-    dots(queries, keys + j * width, width, sums);
-    SERIATIM_UNROLL for (int r = 0; r < R; ++r) SERIATIM_UNROLL for (int k = 0; k < kKeys; k += 4) {
-      const auto& s = sums[r];
-      const Vec4 four = reduce(s[k], s[k + 1], s[k + 2], s[k + 3]);
-      __builtin_memcpy(out + r * kLine + j + k, &four, sizeof four);
+    f32x16 sums[R * kKeys];
+    dots<R, kKeys>(queries, keys + j * width, width, sums);
+    SERIATIM_UNROLL for (int i = 0; i < R * kKeys; i += 4) {
+      const Vec4 four = reduce(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
+      const float lanes[4] = {four[0], four[1], four[2], four[3]};
+      SERIATIM_UNROLL for (int n = i; n < i + 4; n += kRun) __builtin_memcpy(
+          out + n / kKeys * kLine + j + n % kKeys, lanes + n - i, kRun * sizeof(float));
     }
   }
   for (; j < slots.end; ++j) {
-    f32x16 sums[R][1];
-    dots(queries, keys + j * width, width, sums);
-    SERIATIM_UNROLL for (int r = 0; r < R; ++r) out[r * kLine + j] = reduce(sums[r][0]);
+    f32x16 sums[R];
+    dots<R, 1>(queries, keys + j * width, width, sums);
+    SERIATIM_UNROLL for (int r = 0; r < R; ++r) out[r * kLine + j] = reduce(sums[r]);
   }
 }
 
@@ -213,7 +216,10 @@ template <class KV>
 void all_mixes(const float* weights, const KV* values, int64_t width, const Range* spans,
                int64_t rows, const Ahead& ahead, float* out) {  // [row, width]
   tiles(spans, rows, [&]<int R>(Count<R>, int64_t r) SERIATIM_INLINE_LAMBDA {
-    constexpr int kMost = R == 1 ? 4 : R == 2 ? 3 : 2;  // sums that fit the registers of AVX2
+    constexpr int kMost = R == 1   ? 4
+                          : R == 2 ? 3
+                          : R == 3 ? 2
+                                   : 1;  // sums that fit the registers of AVX2
     for (int64_t c = 0; c < width;)
       c += kLanes * mix_some<R, kMost>(weights + r * kLine, values + c, width, spans + r,
                                        (width - c) / kLanes, r + c == 0 ? ahead : Ahead{},

@@ -13,7 +13,7 @@ from seriatim.errors import FileError, ModelError, RequestError, ResourceError, 
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models import checkpoint, memory, runtime
 from seriatim.models.checkpoint import Checkpoint
-from seriatim.models.weights import DTYPES, Weights, convert, counts
+from seriatim.models.weights import DTYPES, Weights, convert, counts, dtype_name
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # "./x" is a path that is not there
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.bpe")
@@ -68,7 +68,7 @@ def load(
     source = checkpoint.read(path, context=context)
     codec = _codec(path, source)
     values = convert(source.weights, precision)
-    kv = kv or ("f32" if values["embed.weight"].dtype == DTYPES["f32"] else "bf16")
+    kv = kv or ("f32" if dtype_name(values["embed.weight"]) == "f32" else "bf16")
     run: Runtime
     given: dict[str, Any] = {"names": source.names, "kv": kv}
     if backend == "native":

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from seriatim.errors import ModelError, RequestError, ResourceError, SeriatimError
+from seriatim.kernels.formats import FORMATS, Array, Blocks
 from seriatim.kernels.ops import OPS, Batch
 from seriatim.kernels.record import Buffer, Plan, Weight
 
@@ -47,7 +48,7 @@ class NativeRuntime:
     def __init__(
         self,
         plan: Plan,
-        weights: Mapping[str, np.ndarray],
+        weights: Mapping[str, Array],
         *,
         threads: int | None = None,
         kv: str = "f32",
@@ -140,9 +141,7 @@ class NativeRuntime:
 class _Tensors:
     """Registers each weight the first time a record names it."""
 
-    def __init__(
-        self, native: "_native.Plan", plan: Plan, weights: Mapping[str, np.ndarray]
-    ) -> None:
+    def __init__(self, native: "_native.Plan", plan: Plan, weights: Mapping[str, Array]) -> None:
         self._native, self._plan, self._weights = native, plan, weights
         self._numbers: dict[str, int] = {}
 
@@ -159,6 +158,8 @@ class _Tensors:
                 np.array(self._plan.constants[weight.name], dtype=np.float32), "f32"
             )
         array = _checked_weight(weight, self._weights.get(weight.name))
+        if isinstance(array, Blocks):
+            return self._native.matrix(array.data, array.kind, *array.shape)
         dtype, storage = _DTYPES[array.dtype]
         return self._native.tensor(np.ascontiguousarray(array).view(storage), dtype)
 
@@ -238,13 +239,14 @@ def _slots(plan: Plan) -> list[tuple[str, int]]:
     return [slots[i] for i in range(len(slots))]
 
 
-def _checked_weight(weight: Weight, array: np.ndarray | None) -> np.ndarray:
+def _checked_weight(weight: Weight, array: Array | None) -> Array:
     if array is None:
         raise ModelError(f"weight {weight.name} is missing", expected=f"shape {weight.shape}")
-    if array.shape != weight.shape or array.dtype not in _DTYPES:
+    kind = array.kind if isinstance(array, Blocks) else array.dtype
+    if array.shape != weight.shape or (kind not in FORMATS and kind not in _DTYPES):
         raise ModelError(
-            f"weight {weight.name} is {array.dtype} {array.shape}",
-            expected=f"float32, float16 or bfloat16 {weight.shape}",
+            f"weight {weight.name} is {kind} {array.shape}",
+            expected=f"float32, float16, bfloat16 or blocks {weight.shape}",
         )
     return array
 

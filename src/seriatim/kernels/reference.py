@@ -5,11 +5,13 @@ It differentiates, so training uses it too; `Cache` is the paged store, `None` w
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seriatim.kernels.formats import GROUP
 from seriatim.kernels.ops import BLOCK, Batch
 
 
@@ -31,6 +33,12 @@ class Cache:
             tensor[target] = tensor[source]
 
 
+class Expanded(NamedTuple):
+    """A weight kept in blocks (`formats.py`), as the values it stands for: float32 [N, D]."""
+
+    values: Tensor
+
+
 class ReferenceOps:
     """The op table on torch tensors, for one batch.
 
@@ -49,11 +57,17 @@ class ReferenceOps:
         self.row_index = index(batch.rows)
         self.cache = cache
 
-    def embed(self, table: Tensor, *, source: str) -> Tensor:
+    def embed(self, table: Tensor | Expanded, *, source: str) -> Tensor:
+        table = table.values if isinstance(table, Expanded) else table
         return F.embedding(self.ids if source == "ids" else self.position, table).to(_wide(table))
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Inputs are rounded to bf16 for bf16 weights; the sum is wide (contracts.md, 2)."""
+    def linear(self, x: Tensor, weight: Tensor | Expanded, bias: Tensor | None = None) -> Tensor:
+        """Inputs are rounded to bf16 for bf16 weights; the sum is wide (contracts.md, 2).
+
+        For weights in blocks they are rounded to int8, with one scale for 32 of them.
+        """
+        if isinstance(weight, Expanded):
+            return self.linear(round_groups(x), weight.values, bias)
         wide = _wide(weight)
         x = x.to(weight.dtype) if weight.dtype == torch.bfloat16 else x
         return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
@@ -166,6 +180,14 @@ class ReferenceOps:
 
     def rows(self, x: Tensor) -> Tensor:
         return x[self.row_index]
+
+
+def round_groups(x: Tensor) -> Tensor:
+    """Each group of 32 along the last axis to whole multiples of its largest size / 127."""
+    groups = F.pad(x, (0, -x.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
+    most = groups.abs().amax(-1, keepdim=True)
+    q = (groups * (127 / most).nan_to_num(posinf=0)).round()  # half to even
+    return (q * (most / 127)).flatten(-2)[..., : x.shape[-1]]
 
 
 def _wide(table: Tensor) -> torch.dtype:

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seriatim.kernels.formats import Array, Blocks, expand
 from seriatim.kernels.ops import BLOCK, Batch
-from seriatim.kernels.reference import Cache, ReferenceOps
+from seriatim.kernels.reference import Cache, Expanded, ReferenceOps
 
 KV = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -26,8 +27,8 @@ class TorchRuntime:
 
     def __init__(
         self,
-        forward: Callable[[ReferenceOps, Mapping[str, Tensor]], Tensor],
-        weights: Mapping[str, np.ndarray],
+        forward: Callable[[ReferenceOps, Mapping[str, Tensor | Expanded]], Tensor],
+        weights: Mapping[str, Array],
         layers: Sequence[tuple[int, int]],
         *,
         vocab_size: int,
@@ -37,7 +38,7 @@ class TorchRuntime:
     ) -> None:
         self.forward, self.device, self.vocab_size = forward, device, vocab_size
         self._names = names or {}
-        self.weights = {name: tensor(array).to(device) for name, array in weights.items()}
+        self.weights = {name: _on(device, array) for name, array in weights.items()}
         self.cache = Cache(list(layers), KV[kv], device)
         size = KV[kv].itemsize
         self.block_bytes = sum(2 * BLOCK * heads * channels * size for heads, channels in layers)
@@ -66,9 +67,16 @@ class TorchRuntime:
 
     def trace(self, batch: Batch) -> str:
         """The first weight that is not finite, or the logits themselves."""
-        bad = (name for name, w in self.weights.items() if not w.isfinite().all())
+        values = {n: w.values if isinstance(w, Expanded) else w for n, w in self.weights.items()}
+        bad = (name for name, value in values.items() if not value.isfinite().all())
         found = next(bad, "logits")
         return self._names.get(found, found)
+
+
+def _on(device: str, array: Array) -> Tensor | Expanded:
+    if isinstance(array, Blocks):
+        return Expanded(torch.from_numpy(expand(array)).to(device))
+    return tensor(array).to(device)
 
 
 def tensor(array: np.ndarray) -> Tensor:

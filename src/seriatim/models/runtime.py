@@ -5,9 +5,8 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
-
 from seriatim.errors import RequestError
+from seriatim.kernels.formats import Array
 from seriatim.kernels.native import NativeRuntime
 from seriatim.kernels.ops import Runtime
 from seriatim.kernels.record import record
@@ -18,7 +17,7 @@ from seriatim.models.spec import weights as shapes
 
 def native(
     spec: Spec,
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, Array],
     *,
     names: Mapping[str, str],
     threads: int | None,
@@ -32,7 +31,7 @@ def native(
 
 def torch(
     spec: Spec,
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, Array],
     *,
     names: Mapping[str, str],
     kv: str,

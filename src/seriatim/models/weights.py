@@ -11,11 +11,12 @@ import numpy as np
 
 from seriatim.errors import ModelError, RequestError, did_you_mean
 from seriatim.files.regular import forget, listed
+from seriatim.kernels.formats import Array, Blocks, expand
 from seriatim.models.config import Say, silent
 from seriatim.models.families import Family, Source
 from seriatim.models.spec import Spec, weights
 
-Weights = dict[str, np.ndarray]
+Weights = dict[str, Array]
 
 DTYPES = {
     "f32": np.dtype(np.float32),
@@ -61,6 +62,8 @@ def load(
 def convert(weights: Weights, precision: str = "stored") -> Weights:
     """All weights in one type, rounded to nearest even; those that have it already are not copied.
 
+    Blocks are expanded: exactly, in float32.
+
     Args:
         weights: by name.
         precision: "f32", "f16", "bf16", or "stored" to leave each as it is.
@@ -76,12 +79,12 @@ def convert(weights: Weights, precision: str = "stored") -> Weights:
     return {name: _cast(name, array, precision) for name, array in weights.items()}
 
 
-def first_nonfinite(weights: Mapping[str, np.ndarray]) -> str | None:
+def first_nonfinite(weights: Mapping[str, Array]) -> str | None:
     """The name of the first tensor that holds an infinity or a NaN; it reads every weight once."""
     return next((name for name, array in weights.items() if not _finite(array)), None)
 
 
-def counts(weights: Mapping[str, np.ndarray]) -> dict[str, int]:
+def counts(weights: Mapping[str, Array]) -> dict[str, int]:
     """How many weights there are of each type, most first, such as {"bf16": 134515008}."""
     totals = dict.fromkeys((dtype_name(array) for array in weights.values()), 0)
     for array in weights.values():
@@ -89,19 +92,20 @@ def counts(weights: Mapping[str, np.ndarray]) -> dict[str, int]:
     return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
 
-def digest(weights: Mapping[str, np.ndarray]) -> str:
+def digest(weights: Mapping[str, Array]) -> str:
     """SHA-256 over names, types, shapes and every byte: 64 hexadecimal digits."""
     total = hashlib.sha256()
     for name in sorted(weights):
         array = weights[name]
         total.update(f"{name} {dtype_name(array)} {array.shape}\n".encode())
-        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        data = array.data if isinstance(array, Blocks) else array
+        total.update(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
-def dtype_name(array: np.ndarray) -> str:
-    """ "f32", "f16" or "bf16"."""
-    return _NAMES[array.dtype]
+def dtype_name(weight: Array) -> str:
+    """ "f32", "f16", "bf16", "int8" or "int4"."""
+    return weight.kind if isinstance(weight, Blocks) else _NAMES[weight.dtype]
 
 
 def _check_names(
@@ -166,7 +170,8 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     return all(np.array_equal(x, y) for x, y in pairs)
 
 
-def _finite(array: np.ndarray) -> bool:
+def _finite(weight: Array) -> bool:
+    array = weight.scales if isinstance(weight, Blocks) else weight
     mask = _EXPONENTS[dtype_name(array)]
     bits = array.view(np.uint32 if array.dtype.itemsize == 4 else np.uint16)
     return not any(((chunk & mask) == mask).any() for chunk in _chunks(bits))
@@ -177,7 +182,8 @@ def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
     return (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
 
 
-def _cast(name: str, array: np.ndarray, precision: str) -> np.ndarray:
+def _cast(name: str, weight: Array, precision: str) -> np.ndarray:
+    array = expand(weight) if isinstance(weight, Blocks) else weight
     if dtype_name(array) == precision:
         return array
     with np.errstate(over="ignore", invalid="ignore"):

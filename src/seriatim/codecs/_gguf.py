@@ -29,10 +29,9 @@ ALSO_ENDS = ("eot_token_id", "eom_token_id")
 
 # Texts that end a turn wherever a vocabulary has them as more than ordinary tokens: a file names
 # one end id where a model may have several. Source: llama.cpp, `llama-vocab.cpp`.
-ENDS = frozenset(
-    "</s> <eos> [EOS] <EOT> _<EOT> [EOT] <|eot_id|> <|eom_id|> <|im_end|> <|end|> <end_of_turn>"
-    " <|endoftext|> <|end_of_text|> <end_of_utterance> <｜end▁of▁sentence｜>".split()
-)
+_ENDS = """</s> <eos> [EOS] <EOT> _<EOT> [EOT] <|eot_id|> <|eom_id|> <|im_end|> <|end|>
+<end_of_turn> <|endoftext|> <|end_of_text|> <end_of_utterance> <｜end▁of▁sentence｜>"""
+ENDS = frozenset(_ENDS.split())
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,21 @@ def choose_context(wanted: int | None, trained: int, most: int) -> int:
     return wanted
 
 
+def ids(config: Mapping[str, Any], key: str, size: int, say: Say, where: str) -> set[int]:
+    """One id or a list of them; those outside a vocabulary of `size` are named and dropped.
+
+    Raises:
+        ModelError: something else than ids.
+    """
+    value = config.get(key)
+    found = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(i) is int for i in found):
+        raise ModelError(f"{where} has {key} = {value!r}", expected="an id, a list of ids, or null")
+    if outside := [i for i in found if not 0 <= i < size]:
+        say(f"{key} {outside} of {where} are outside the vocabulary of {size}: ignored")
+    return set(found) - set(outside)
+
+
 class Fields:
     """A mapping being read: `close()` refuses every key that nobody asked for.
 

@@ -19,7 +19,7 @@ LEVELS = {
     "codecs": 1, "files": 1, "kernels": 1, "_native": 1,
     "models": 2,
     "engine": 3, "quant": 3,
-    "api": 4, "results": 4, "scoring": 4, "loading": 4,
+    "api": 4, "results": 4, "scoring": 4, "loading": 4, "exporting": 4,
     "train": 5, "measure": 5, "serve": 5, "scale": 5,
     "cli": 6, "progress": 6, "arguments": 6, "terminal": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
@@ -30,6 +30,7 @@ BESIDE = {
     "api": {"results", "scoring"},
     "results": {"scoring"},
     "loading": {"api"},
+    "exporting": {"loading"},
     "cli": {"progress", "arguments", "terminal", "__init__"},
     "__main__": {"cli", "terminal"},
 }

@@ -167,6 +167,24 @@ def train(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A shipped name, path or hub id.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The file to make; none is overwritten.")],
+    to: Annotated[str, typer.Option(help="gguf, which llama.cpp runs.")] = "gguf",
+    type: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0 or q4_0.")] = "f16",
+    as_json: Json = False,
+) -> None:
+    """Write a model as a file for other programs."""
+    from seriatim.exporting import export
+
+    _check_out(out)
+    with spinner(f"exporting {model}"):
+        made = export(model, out, to=to, type=type)
+    _print_facts({**vars(made), "path": str(made.path)}, as_json)
+
+
+@app.command()
 def info(
     model: Annotated[str | None, typer.Argument(help="A name, path or hub id.")] = None,
     *,

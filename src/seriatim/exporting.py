@@ -5,6 +5,7 @@ from pathlib import Path
 from seriatim.codecs import _templates
 from seriatim.codecs._gguf_out import metadata_of
 from seriatim.errors import RequestError, did_you_mean
+from seriatim.files import gguf
 from seriatim.loading import _codec, _label, find
 from seriatim.models import checkpoint
 from seriatim.quant.export import TYPES, Exported, write
@@ -40,13 +41,18 @@ def export(model: str | Path, out: Path, *, to: str = "gguf", type: str = "f16")
     codec = _codec(path, source)
     notes = list(source.notes)
     tokenizer = metadata_of(codec, size=source.spec.vocab_size, ends=source.ends, say=notes.append)
-    templates = _templates.of_folder(path) if path.is_dir() else {}
     return write(
         out,
         source.spec,
         source.weights,
-        tokenizer | _templates.to_gguf(templates),
+        tokenizer | _templates.to_gguf(_templates_of(path)),
         type=type,
         name=_label(model, path),
         notes=notes,
     )
+
+
+def _templates_of(path: Path) -> dict[str, str]:
+    if path.is_dir():
+        return _templates.of_folder(path)
+    return _templates.of_gguf(gguf.read(path).metadata) if gguf.matches(path) else {}

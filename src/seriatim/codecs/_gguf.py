@@ -76,7 +76,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> TextCodec | None:
     """
     makers = {"gpt2": _bytelevel, "llama": _sentencepiece}
     kind = metadata.get(KEY + "model")
-    if kind in (None, "none", "no_vocab"):
+    if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
         return None
     if not isinstance(kind, str) or kind not in makers:
         raise _refuse("model", kind, f"one of {', '.join(makers)}")
@@ -108,8 +108,8 @@ def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple
     """The tokenizer, and that a prompt begins with the start id where the file does not say."""
     if _flag(metadata, "remove_extra_whitespaces", default=False):
         raise _refuse("remove_extra_whitespaces", True, "false: spaces are kept as they are")
-    if len(metadata.get(KEY + "precompiled_charsmap", ())):
-        raise _refuse("precompiled_charsmap", "not empty", "no normalisation")
+    if KEY + "precompiled_charsmap" in metadata:
+        raise _refuse("precompiled_charsmap", "given", "none: text is kept as it is")
     values = _array(metadata, "scores", float, len(vocabulary.tokens))
     scores = dict(zip(vocabulary.tokens, values, strict=True))
     mergeable = {text: scores[text] for text in vocabulary.texts(NORMAL)}

@@ -198,6 +198,12 @@ def test_a_text_that_ends_turns_is_special_whatever_its_type(name, codec):
         assert 2 in codec.ends
 
 
+def test_an_ordinary_token_may_end_a_text_and_stays_ordinary():
+    codec = from_gguf(bytelevel(eos_token_id=2))
+    assert codec.ends == (2, 260)
+    assert codec.decode(codec.encode("a#b")) == "a#b"
+
+
 @pytest.mark.parametrize(
     "changes, start, framed",
     [
@@ -259,7 +265,7 @@ def test_arrays_may_be_numpys():
         (bytelevel, dict(bos_token_id=None, add_bos_token=True), "bos_token_id is missing"),
         (bytelevel, dict(add_bos_token=1), "add_bos_token is 1"),
         (bytelevel, dict(add_space_prefix=True), "add_space_prefix is True"),
-        (bytelevel, dict(eos_token_id=97), "as the special id 97"),
+        (bytelevel, dict(token_type=None, eos_token_id=2), "as the special id 2"),
         (scored, dict(scores=None), "scores is missing"),
         (scored, dict(scores=[float("nan")] * 266), "scores is 'not finite'"),
         (scored, dict(scores=[0.0]), "has 1 values"),

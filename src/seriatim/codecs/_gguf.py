@@ -187,8 +187,9 @@ def _vocabulary(metadata: Mapping[str, Any], default: tuple[int | None, int | No
     """
     texts = _array(metadata, "tokens", str)
     tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(texts)]
+    untyped = KEY + "token_type" not in metadata
     types = [NORMAL] * len(tokens)
-    if KEY + "token_type" in metadata:
+    if not untyped:
         types = _array(metadata, "token_type", int, len(tokens))
     _check(tokens, types)
     start, end = (
@@ -199,12 +200,10 @@ def _vocabulary(metadata: Mapping[str, Any], default: tuple[int | None, int | No
     pairs = list(enumerate(zip(tokens, types, strict=True)))
     known = [id for id, (text, kind) in pairs if text in ENDS and kind != NORMAL]
     ends = tuple(dict.fromkeys(id for id in (end, *others, *known) if id is not None))
-    special = {start, *ends} - {None}
-    special |= {id for id, (_, kind) in pairs if kind in (UNKNOWN, CONTROL, UNUSED)}
+    special = {id for id, (_, kind) in pairs if kind in (UNKNOWN, CONTROL, UNUSED)}
     special |= {id for id, text in enumerate(texts) if text in ("", f"[PAD{id}]")}
-    return Vocabulary(
-        tokens, types, start, end, ends, sorted(id for id in special if id is not None)
-    )
+    special |= {id for id in (start, *ends) if id is not None and (untyped or types[id] != NORMAL)}
+    return Vocabulary(tokens, types, start, end, ends, sorted(special))
 
 
 def _check(tokens: Sequence[str], types: Sequence[int]) -> None:

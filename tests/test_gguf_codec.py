@@ -92,6 +92,10 @@ def scored(**changes) -> dict:
     return spelt(values | changes)
 
 
+TIED = dict(tokens=["<unk>", "<s>", "</s>", *BYTE_TOKENS, *"▁ab", "ab", "▁a", "c", "<tool>"])
+UNUSED = [2, 3, 3, *[6] * 256, 1, 1, 1, 1, 5, 1, 4]  # the piece "ab"
+
+
 def spelt(values: dict) -> dict:
     return {KEY + name: value for name, value in values.items() if value is not None}
 
@@ -267,6 +271,8 @@ def test_arrays_may_be_numpys():
         (bytelevel, dict(add_space_prefix=True), "add_space_prefix is True"),
         (bytelevel, dict(token_type=None, eos_token_id=2), "as the special id 2"),
         (scored, dict(scores=None), "scores is missing"),
+        (scored, dict(TIED, scores=[0.0] * 266), "'▁a' and 'ab' have one score"),
+        (scored, dict(token_type=UNUSED), "which merging makes"),
         (scored, dict(scores=[float("nan")] * 266), "scores is 'not finite'"),
         (scored, dict(scores=[0.0]), "has 1 values"),
         (scored, dict(remove_extra_whitespaces=True), "remove_extra_whitespaces is True"),

@@ -95,7 +95,7 @@ def _bytelevel(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple["To
     if _flag(metadata, "add_space_prefix", default=False):
         raise _refuse("add_space_prefix", True, "false beside byte-level BPE")
     ids = {text: id for id, text in enumerate(vocabulary.tokens)}
-    pairs = [_pair(merge, ids) for merge in _array(metadata, "merges", str)]
+    pairs = _pairs(_array(metadata, "merges", str), ids)
     made = Tokenizer(models.BPE(ids, pairs, ignore_merges=cut.whole))
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut.patterns]
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -113,6 +113,11 @@ def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple
     values = _array(metadata, "scores", float, len(vocabulary.tokens))
     scores = dict(zip(vocabulary.tokens, values, strict=True))
     mergeable = {text: scores[text] for text in vocabulary.texts(NORMAL)}
+    unused = [
+        t for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == UNUSED
+    ]
+    if made := [text for text in unused if _is_union(text, mergeable)]:
+        raise _refuse("token_type", UNUSED, f"{NORMAL} for {made[0]!r:.80}, which merging makes")
     made = build(
         vocabulary.tokens,
         mergeable,
@@ -124,6 +129,10 @@ def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple
     return made, True
 
 
+def _is_union(text: str, pieces: Mapping[str, float]) -> bool:
+    return any(text[:cut] in pieces and text[cut:] in pieces for cut in range(1, len(text)))
+
+
 def _cut(metadata: Mapping[str, Any]) -> Cut:
     name = metadata.get(KEY + "pre")
     if not isinstance(name, str):
@@ -133,11 +142,17 @@ def _cut(metadata: Mapping[str, Any]) -> Cut:
     return CUTS[name]
 
 
-def _pair(merge: str, ids: Mapping[str, int]) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    if unknown := [text for text in (left, right, left + right) if text not in ids]:
-        raise _refuse("merges", merge, f"two tokens whose union is one: {unknown[0]!r:.80} is none")
-    return left, right
+def _pairs(merges: Sequence[str], ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Each merge cut in two, its parts and what they make being tokens."""
+    pairs = []
+    for merge in merges:  # up to 280,000
+        left, _, right = merge.partition(" ")
+        if left not in ids or right not in ids or left + right not in ids:
+            unknown = next(text for text in (left, right, left + right) if text not in ids)
+            expected = f"two tokens whose union is one: {unknown!r:.80} is none"
+            raise _refuse("merges", merge, expected)
+        pairs.append((left, right))
+    return pairs
 
 
 def _add(tokenizer: "Tokenizer", vocabulary: Vocabulary) -> None:
@@ -207,12 +222,14 @@ def _vocabulary(metadata: Mapping[str, Any], default: tuple[int | None, int | No
 
 
 def _check(tokens: Sequence[str], types: Sequence[int]) -> None:
-    first: dict[str, int] = {}
-    for id, text in enumerate(tokens):
-        if first.setdefault(text, id) != id:
-            raise FileError(f"tokens {first[text]} and {id} are both {shown(text)}")
-    if odd := [kind for kind in types if not NORMAL <= kind <= BYTE]:
-        raise _refuse("token_type", odd[0], f"{NORMAL} to {BYTE}")
+    """Texts are distinct, and types known."""
+    if len(set(tokens)) < len(tokens):
+        first: dict[str, int] = {}
+        for id, text in enumerate(tokens):
+            if first.setdefault(text, id) != id:
+                raise FileError(f"tokens {first[text]} and {id} are both {shown(text)}")
+    if odd := set(types) - {*range(NORMAL, BYTE + 1)}:
+        raise _refuse("token_type", min(odd), f"{NORMAL} to {BYTE}")
 
 
 def _id(metadata: Mapping[str, Any], key: str, size: int, default: int | None) -> int | None:
@@ -237,8 +254,9 @@ def _array(
     values = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise _refuse(key, value, f"an array of {kind.__name__}")
-    if odd := [item for item in values if type(item) is not kind]:
-        raise _refuse(key, odd[0], f"only {kind.__name__}")
+    if set(map(type, values)) - {kind}:
+        odd = next(item for item in values if type(item) is not kind)
+        raise _refuse(key, odd, f"only {kind.__name__}")
     if kind is float and not all(map(math.isfinite, values)):
         raise _refuse(key, "not finite", "finite numbers")
     if length is not None and len(values) != length:

@@ -29,7 +29,17 @@ from seriatim.quant.export import TYPES, write
 library = pytest.importorskip("gguf", reason="needs the package gguf")
 
 IDS = checkpoints.prompt(40)
-WRITTEN = ["llama2", "llama3", "llama-linear", "smollm", "mistral-full", "qwen2", "qwen3", "gpt2"]
+WRITTEN = [
+    "llama2",
+    "llama3",
+    "llama-linear",
+    "llama-yarn",
+    "smollm",
+    "mistral-full",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+]
 BLOCKS = {"q4_0": "int4", "q8_0": "int8"}
 
 
@@ -221,6 +231,7 @@ def test_the_tokenizer_special_ids_and_template_are_written(tmp_path):
         ("mistral", "window = 13"),
         ("qwen2-windows", "window = 40"),
         ("llama-biases", "activation = 'gelu'"),
+        ("llama-yarn-mscale", "frequencies follow no rule"),
         ("gpt2-inverse-scale", "layer 1 has attention scale"),
         ("gpt2-plain", "attention scale = 1.0"),
     ],

@@ -4,7 +4,10 @@ Every field of every layer is what llama.cpp computes under the architecture's n
 refused. Rotary frequencies are given by a base, and by factors where no base alone gives them.
 """
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,13 @@ import numpy as np
 from seriatim.errors import ModelError
 from seriatim.models.rope import rope
 from seriatim.models.spec import MLP, Attention, Layer, Norm, Rope, Spec
+
+_KIND = "rope.scaling.type"
+_KEYS = {
+    "rope_theta": "rope.freq_base",
+    "factor": "rope.scaling.factor",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
+}
 
 
 def architecture_of(spec: Spec) -> str:
@@ -79,50 +89,74 @@ def header(spec: Spec, architecture: str) -> tuple[dict[str, Any], np.ndarray | 
     factors = None
     if a.rope is not None:
         same = ("attention.key_length", "attention.value_length", "rope.dimension_count")
-        turns, factors = _turns(a.rope, architecture)
+        turns, factors = _turns(spec, a.rope, architecture)
         keys |= dict.fromkeys(same, a.channels) | turns
     return {f"{architecture}.{key}": value for key, value in keys.items()}, factors
 
 
-def _turns(turns: Rope, architecture: str) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Keys that give the frequencies again, with factors where no base alone does."""
-    if turns.scale != 1:
+def _turns(spec: Spec, turns: Rope, architecture: str) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Keys that give the frequencies again, with factors where no rule does."""
+    pairs, given = len(turns.frequencies), replace(turns, layout="half")
+    for values in _guesses(turns, spec.context):
+        if _rope(values, pairs) == given:
+            return {_KEYS[name]: value for name, value in values.items() if name in _KEYS} | (
+                {} if values["rope_type"] == "default" else {_KIND: values["rope_type"]}
+            ), None
+    if architecture != "llama" or turns.scale != 1:
         raise ModelError(
-            f"rotary positions are scaled by {turns.scale}", expected="1: GGUF has no place for it"
+            "the rotary frequencies follow no rule that GGUF names",
+            expected=f"plain ones, slowed evenly, or YaRN's in a {architecture}",
         )
-    given = np.array(turns.frequencies, np.float32)
-    best, kept = 10_000.0, -1
-    for base in _bases(given.astype(np.float64)):
-        plain = _plain(base, len(given))
-        if (same := int((plain == given).sum())) > kept:
-            best, kept = base, same
-        slowed = {"rope_type": "linear", "factor": float(np.float32(1) / given[0])}
-        if same < len(given) and (_plain(base, len(given), **slowed) == given).all():
-            keys = {"rope.scaling.type": "linear", "rope.scaling.factor": slowed["factor"]}
-            return {"rope.freq_base": base} | keys, None
-    keys = {"rope.freq_base": best}
-    if kept == len(given):
-        return keys, None
-    if architecture != "llama":
-        raise ModelError(
-            "rotary frequencies are slowed unevenly", expected=f"plain ones in a {architecture}"
-        )
-    return keys, _factors(_plain(best, len(given)), given)
+    plain = {base: _plain(base, pairs) for base in _bases(turns)}
+    known = np.array(turns.frequencies, np.float32)
+    best = max(plain, key=lambda base: int((plain[base] == known).sum()))
+    return {_KEYS["rope_theta"]: best}, _factors(plain[best], known)
 
 
-def _bases(frequencies: np.ndarray) -> list[float]:
-    """Numbers whose powers the first or all frequencies may be, the shortest first."""
-    pairs = len(frequencies)
-    if pairs == 1:
+def _guesses(turns: Rope, context: int) -> Iterator[dict[str, Any]]:
+    """What a config may have said, the simplest first."""
+    for base in _bases(turns):
+        yield {"rope_type": "default", "rope_theta": base}
+    slowed = _roundings(1 / turns.frequencies[0]) if turns.frequencies[0] < 1 else []
+    for base, factor in product(_bases(turns), slowed):
+        yield {"rope_type": "linear", "rope_theta": base, "factor": factor}
+    for factor in _roundings(math.exp(10 * (turns.scale - 1))) if 1 < turns.scale < 2 else []:
+        originals = [max(round(context / factor), 1), *(1 << bits for bits in range(5, 21))]
+        for base, original in product(_bases(turns, factor), originals):
+            values = {"rope_type": "yarn", "rope_theta": base, "factor": factor}
+            yield values | {"original_max_position_embeddings": original}
+
+
+def _bases(turns: Rope, slowed: float = 1.0) -> list[float]:
+    """Numbers of which the first frequency, which no scaling slows, and the last are powers.
+
+    Args:
+        turns: whose frequencies they are.
+        slowed: by how much the last one was divided, beside the first.
+    """
+    frequencies, last = turns.frequencies, len(turns.frequencies) - 1
+    if not last:
         return [10_000.0]
-    near = [(frequencies[0] / frequencies[place]) ** (pairs / place) for place in (pairs - 1, 1)]
-    return [float(f"{value:.{digits}g}") for digits in range(1, 10) for value in near]
+    near = [
+        (frequencies[0] / (frequencies[place] * slowing)) ** ((last + 1) / place)
+        for place, slowing in ((last, slowed), (1, 1.0))
+    ]
+    found = (base for bases in zip(*map(_roundings, near), strict=True) for base in bases)
+    return [base for base in dict.fromkeys(found) if 1 <= base < math.inf] or [10_000.0]
 
 
-def _plain(base: float, pairs: int, **scaling: Any) -> np.ndarray:
-    values = {"rope_type": "default", "rope_theta": max(base, 1.0)} | scaling
-    turns = rope(values, 2 * pairs, trained=1, context=1)
-    return np.array(turns.frequencies, np.float32)
+def _roundings(value: float) -> list[float]:
+    """A number that was computed in float32, to ever more digits."""
+    return [float(f"{value:.{digits}g}") for digits in range(1, 10)]
+
+
+def _rope(values: Mapping[str, Any], pairs: int) -> Rope:
+    return rope(values, 2 * pairs, trained=1, context=1)
+
+
+def _plain(base: float, pairs: int) -> np.ndarray:
+    values = {"rope_type": "default", "rope_theta": base}
+    return np.array(_rope(values, pairs).frequencies, np.float32)
 
 
 def _factors(plain: np.ndarray, given: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from seriatim.models import gguf as models_gguf
 from seriatim.models.families import llama
 from seriatim.models.spec import weights as shapes
 from seriatim.quant.export import TYPES, write
+from seriatim.quant.gguf_header import header
 
 library = pytest.importorskip("gguf", reason="needs the package gguf")
 
@@ -136,6 +137,34 @@ def test_a_files_file_is_the_same_file(tmp_path):
     } == {k: v for k, v in b.metadata.items() if not isinstance(v, np.ndarray)}
     for name, tensor in a.tensors.items():
         np.testing.assert_array_equal(tensor.data, b.tensors[name].data)
+
+
+SCALINGS = [
+    dict(rope_type="default"),
+    dict(rope_type="linear", factor=2.5),
+    dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32768),
+]
+
+
+@pytest.mark.parametrize("theta", [10_000.0, 34567.8, 5e6])
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling["rope_type"])
+@pytest.mark.parametrize("channels", [16, 64, 128])
+def test_what_a_config_said_of_positions_is_found_again(channels, scaling, theta):
+    values = scaling | dict(rope_theta=theta)
+    shape = dict(head_dim=channels, max_position_embeddings=131072, rope_parameters=values)
+    keys, factors = header(llama.spec(tiny.CONFIG | shape), "llama")
+    said = {k.removeprefix("llama.rope."): v for k, v in keys.items() if "rope." in k}
+    assert said.pop("dimension_count") == channels
+    expected = {
+        "freq_base": theta,
+        "scaling.type": scaling["rope_type"],
+        "scaling.factor": scaling.get("factor"),
+        "scaling.original_context_length": scaling.get("original_max_position_embeddings"),
+    }
+    if scaling["rope_type"] == "default":
+        expected["scaling.type"] = None
+    assert said == {k: v for k, v in expected.items() if v is not None}
+    assert factors is None
 
 
 # Types

@@ -270,6 +270,7 @@ def test_arrays_may_be_numpys():
         (bytelevel, dict(add_bos_token=1), "add_bos_token is 1"),
         (bytelevel, dict(add_space_prefix=True), "add_space_prefix is True"),
         (bytelevel, dict(token_type=None, eos_token_id=2), "as the special id 2"),
+        (bytelevel, dict(token_type=[1] * 256 + [3] + [1] * 7), "text ' a' as the special id 256"),
         (scored, dict(scores=None), "scores is missing"),
         (scored, dict(TIED, scores=[0.0] * 266), "'▁a' and 'ab' have one score"),
         (scored, dict(token_type=UNUSED), "which merging makes"),

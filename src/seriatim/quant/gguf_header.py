@@ -142,7 +142,7 @@ def _bases(turns: Rope, slowed: float = 1.0) -> list[float]:
         for place, slowing in ((last, slowed), (1, 1.0))
     ]
     found = (base for bases in zip(*map(_roundings, near), strict=True) for base in bases)
-    return [base for base in dict.fromkeys(found) if 1 <= base < math.inf] or [10_000.0]
+    return [base for base in dict.fromkeys(found) if 1 < base < math.inf] or [10_000.0]
 
 
 def _roundings(value: float) -> list[float]:

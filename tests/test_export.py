@@ -339,6 +339,15 @@ def test_llama_cpp_gives_the_same_greedy_text(name, type, tmp_path):
     assert (ids, text) == (ours.ids, ours.text)
 
 
+@pytest.mark.parametrize("name", ["tales", "stories260K"])
+def test_llama_cpp_cuts_text_into_the_same_ids(name, tmp_path):
+    source = name if name == "tales" else small.folder(name)
+    export(source, tmp_path / "model.gguf")
+    codec = seriatim.load(source, threads=1).codec
+    texts = [raw.replace("▁", "_") for raw in text.EXAMPLES]  # llama2.c's has spaces for it
+    assert llama_cpp.ask("ids", tmp_path / "model.gguf", texts) == list(map(codec.encode, texts))
+
+
 @pytest.mark.parametrize("type", BLOCKS)
 def test_llama_cpp_loads_blocks(type, tmp_path):
     export("tales", tmp_path / "model.gguf", type=type)

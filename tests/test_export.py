@@ -7,7 +7,7 @@ from pathlib import Path
 
 import checkpoints
 import gguf_files
-import llama_cpp
+import llama_process
 import numpy as np
 import pytest
 import small
@@ -323,7 +323,7 @@ def test_the_command_writes_a_file_and_says_what_is_in_it(tmp_path, capsys):
 @pytest.mark.parametrize("name", WRITTEN)
 def test_llama_cpp_computes_the_same_logits(name, made):
     folder, path = made(name)
-    theirs = np.array(llama_cpp.ask("logits", path, IDS), np.float32)
+    theirs = np.array(llama_process.ask("logits", path, IDS), np.float32)
     share = 1e-3 if name == "gpt2" else 2e-5  # llama.cpp's GELU is a table of f16
     assert close(theirs, seriatim.load(folder, threads=1).logits(IDS), share)
 
@@ -335,7 +335,7 @@ def test_llama_cpp_gives_the_same_greedy_text(name, type, tmp_path):
     export(source, tmp_path / "model.gguf", type=type)
     model = seriatim.load(tmp_path / "model.gguf", threads=1, kv="f32")
     ours = model.generate("Once upon a time", max_tokens=64, temperature=0, ignore_end=True)
-    ids, text = llama_cpp.ask("greedy", tmp_path / "model.gguf", ["Once upon a time", 64])
+    ids, text = llama_process.ask("greedy", tmp_path / "model.gguf", ["Once upon a time", 64])
     assert (ids, text) == (ours.ids, ours.text)
 
 
@@ -345,11 +345,13 @@ def test_llama_cpp_cuts_text_into_the_same_ids(name, tmp_path):
     export(source, tmp_path / "model.gguf")
     codec = seriatim.load(source, threads=1).codec
     texts = [raw.replace("▁", "_") for raw in text.EXAMPLES]  # llama2.c's has spaces for it
-    assert llama_cpp.ask("ids", tmp_path / "model.gguf", texts) == list(map(codec.encode, texts))
+    assert llama_process.ask("ids", tmp_path / "model.gguf", texts) == list(
+        map(codec.encode, texts)
+    )
 
 
 @pytest.mark.parametrize("type", BLOCKS)
 def test_llama_cpp_loads_blocks(type, tmp_path):
     export("tales", tmp_path / "model.gguf", type=type)
-    ids, _ = llama_cpp.ask("greedy", tmp_path / "model.gguf", ["Once upon a time", 8])
+    ids, _ = llama_process.ask("greedy", tmp_path / "model.gguf", ["Once upon a time", 8])
     assert len(ids) == 8

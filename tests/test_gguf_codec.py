@@ -4,7 +4,7 @@ import itertools
 import shutil
 from pathlib import Path
 
-import llama_cpp
+import llama_process
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -135,9 +135,9 @@ def test_a_file_that_says_it_has_none_has_none():
 
 
 def test_llama_cpp_gives_the_same_ids(codec, name):
-    assert llama_cpp.ask("ids", vocabulary(name), MIXED) == [codec.encode(t) for t in MIXED]
+    assert llama_process.ask("ids", vocabulary(name), MIXED) == [codec.encode(t) for t in MIXED]
     whole = [text for text in MIXED if text]
-    assert llama_cpp.ask("prompts", vocabulary(name), whole) == [codec.prompt(t) for t in whole]
+    assert llama_process.ask("prompts", vocabulary(name), whole) == [codec.prompt(t) for t in whole]
 
 
 # Rules for cutting text

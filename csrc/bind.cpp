@@ -86,18 +86,20 @@ Names words(const char* const (&table)[N]) {
 }
 
 std::map<std::string, Names> tables() {
-  return {{"activation", words(kActivations)},
-          {"kind", words(kNorms)},
-          {"layout", words(kLayouts)},
-          {"source", words(kSources)},
-          {"visible", words(kVisible)}};
+  return {
+      {"activation", words(kActivations)}, {"kind", words(kNorms)}, {"finish", words(kFinishes)},
+      {"layout", words(kLayouts)},         {"norm", words(kNorms)}, {"source", words(kSources)},
+      {"visible", words(kVisible)}};
 }
 
-Type find_type(const std::string& name) {
-  if (name == "f32") return Type::kF32;
-  if (name == "f16") return Type::kF16;
-  if (name == "bf16") return Type::kBF16;
-  throw std::invalid_argument("dtype " + name + "; expected f32, f16 or bf16");
+Type find_type(const std::string& what, const std::string& name,
+               const std::vector<std::pair<std::string, Type>>& choices) {
+  std::string all;
+  for (const auto& [choice, type] : choices) {
+    if (name == choice) return type;
+    all += (all.empty() ? "" : ", ") + choice;
+  }
+  throw std::invalid_argument(what + " " + name + "; expected " + all);
 }
 
 // A C-contiguous array of one element format, read where it lies and kept alive.
@@ -170,17 +172,22 @@ int checked_threads(int threads) {
   return threads;
 }
 
-Type checked_kv(const std::string& kv) {
-  if (kv == "f16") throw std::invalid_argument("kv f16; expected f32 or bf16");
-  return find_type(kv);
+Type find_kv(const std::string& name) {
+  return find_type("kv", name, {{"f32", Type::kF32}, {"bf16", Type::kBF16}, {"int8", Type::kInt8}});
 }
 
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
-using Flags = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
 template <class T>
 nb::capsule owner(T* value) {
   return nb::capsule(value, [](void* p) noexcept { delete static_cast<T*>(p); });
+}
+
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> copied(const std::vector<T>& values) {
+  auto* copy = new std::vector<T>(values);
+  const size_t shape[] = {copy->size()};
+  return {copy->data(), 1, shape, owner(copy)};
 }
 
 template <class F>
@@ -195,17 +202,33 @@ class PyPlan {
   PyPlan(const std::string& isa, int threads, const std::string& kv,
          const std::vector<std::pair<int64_t, int64_t>>& layers,
          const std::vector<std::pair<std::string, int64_t>>& slots, bool spin)
-      : plan_(find_isa(isa), checked_threads(threads), spin, checked_kv(kv), make_layers(layers),
+      : plan_(find_isa(isa), checked_threads(threads), spin, find_kv(kv), make_layers(layers),
               make_slots(slots)) {}
 
   Plan& plan() { return plan_; }
 
   int tensor(nb::handle array, const std::string& dtype) {
-    const Type type = find_type(dtype);
+    const Type type = find_type("dtype", dtype,
+                                {{"f32", Type::kF32}, {"f16", Type::kF16}, {"bf16", Type::kBF16}});
     const char* format = type == Type::kF32 ? "f" : type == Type::kF16 ? "e" : "H";
     Buffer buffer(array, "tensor", format, kTypeBytes[static_cast<int>(type)], 0);
     kept_.reserve(kept_.size() + 1);
     const int number = plan_.tensor(buffer.data(), type, buffer.shape());
+    kept_.push_back(std::move(buffer));
+    return number;
+  }
+
+  int matrix(nb::handle array, const std::string& kind, int64_t rows, int64_t columns) {
+    const Type type = find_type(
+        "kind", kind, {{"int8", Type::kInt8}, {"int6", Type::kInt6}, {"int4", Type::kInt4}});
+    Buffer buffer(array, "matrix", "B", 1, 3);
+    const std::vector<int64_t> shape = blocks_shape(type, rows, columns);
+    if (buffer.shape() != shape)
+      throw std::invalid_argument("matrix is not " + std::to_string(shape[0]) + " x " +
+                                  std::to_string(shape[1]) + " x " + std::to_string(shape[2]) +
+                                  " bytes");
+    kept_.reserve(kept_.size() + 1);
+    const int number = plan_.matrix(buffer.data(), type, rows, columns);
     kept_.push_back(std::move(buffer));
     return number;
   }
@@ -225,11 +248,8 @@ class PyPlan {
     return without_gil([&] { return plan_.trace(std::move(step)); });
   }
 
-  Flags finite() const {
-    auto* copy = new std::vector<uint8_t>(plan_.finite());
-    const size_t shape[] = {copy->size()};
-    return Flags(copy->data(), 1, shape, owner(copy));
-  }
+  auto finite() const { return copied(plan_.finite()); }
+  auto best() const { return copied(plan_.best()); }
 
  private:
   Plan plan_;
@@ -237,6 +257,9 @@ class PyPlan {
 };
 
 }  // namespace
+
+void bind_sampler(nb::module_& m);  // bind_sampler.cpp
+
 }  // namespace seriatim
 
 NB_MODULE(_native, m) {
@@ -253,6 +276,7 @@ NB_MODULE(_native, m) {
                     const std::vector<std::pair<std::string, int64_t>>&, bool>(),
            "isa"_a, "threads"_a, "kv"_a, "layers"_a, "slots"_a, "spin"_a = true)
       .def("tensor", &PyPlan::tensor, "array"_a, "dtype"_a)
+      .def("matrix", &PyPlan::matrix, "array"_a, "kind"_a, "rows"_a, "columns"_a)
       .def(
           "add",
           [](PyPlan& p, int op, const std::vector<int>& inputs, const std::vector<int>& tensors,
@@ -272,7 +296,9 @@ NB_MODULE(_native, m) {
       .def("trace", &PyPlan::trace, "ids"_a.none(), "position"_a.none(), "sequence"_a.none(),
            "block_table"_a.none(), "rows"_a.none())
       .def("finite", &PyPlan::finite)
+      .def("best", &PyPlan::best)
       .def_prop_ro("blocks", [](PyPlan& p) { return p.plan().blocks(); })
       .def_prop_ro("block_bytes", [](PyPlan& p) { return p.plan().block_bytes(); })
       .def_prop_ro("bytes", [](PyPlan& p) { return p.plan().bytes(); });
+  bind_sampler(m);
 }

@@ -9,6 +9,20 @@
 namespace seriatim {
 namespace {
 
+constexpr int64_t kLinears = 3;  // that one product holds at most
+
+const Tensor& weight_of(const Record& record, int64_t i) {
+  return record.tensors[kProductWeight + 2 * i];
+}
+
+int64_t product_width(const Record& record) {
+  const int64_t finish = record.ints[kProductFinish];
+  if (finish != kAsIs) return weight_of(record, 0).rows;
+  int64_t rows = 0;
+  for (int64_t i = 0; i < kLinears; ++i) rows += weight_of(record, i).rows;
+  return rows;
+}
+
 int64_t width_out(const Record& record) {
   switch (record.op) {
     case Op::kEmbed:
@@ -17,6 +31,14 @@ int64_t width_out(const Record& record) {
       return record.tensors[0].rows;
     case Op::kRotary:
       return 2 * record.tensors[0].columns;
+    case Op::kProduct:
+      return product_width(record);
+    case Op::kAttend: {
+      const int64_t heads = record.ints[kAttentionHeads];
+      const int64_t all = heads + 2 * record.ints[kAttentionKvHeads];
+      return heads > 0 && all > heads && record.width_in % all == 0 ? record.width_in / all * heads
+                                                                    : 0;
+    }
     default:
       return record.width_in;
   }
@@ -49,9 +71,11 @@ void Plan::add(int op, const std::vector<int>& inputs, const std::vector<int>& t
   const Turn turn(*this);
   if (!is_choice(op, kOps)) refuse("op code " + to_string(op) + " is not in the table");
   const Signature& expected = kSignatures[op];
-  Record record{static_cast<Op>(op), {}, output, {}, 0, 0, {}, {}};
+  Record record{static_cast<Op>(op), {-1, -1, -1}, output, {}, 0, 0, {}, {}};
   try {
-    require(std::ssize(inputs) == expected.inputs, "wrong number of inputs");
+    require(std::ssize(inputs) <= expected.inputs &&
+                std::ssize(inputs) >= expected.inputs - expected.optional,
+            "wrong number of inputs");
     require(std::ssize(tensors) == expected.tensors, "wrong number of tensors");
     require(std::ssize(ints) == expected.ints, "wrong number of integers");
     require(std::ssize(floats) == expected.floats, "wrong number of floats");
@@ -60,37 +84,99 @@ void Plan::add(int op, const std::vector<int>& inputs, const std::vector<int>& t
     std::copy(ints.begin(), ints.end(), record.ints);
     std::copy(floats.begin(), floats.end(), record.floats);
     for (size_t i = 0; i < tensors.size(); ++i) record.tensors[i] = find_tensor(tensors[i]);
+    for (const int input : inputs) find_slot(input);
     if (!inputs.empty()) record.width_in = find_slot(inputs[0]).used;
     record.width_out = width_out(record);
     check_axes(record);
     check_shapes(record);
-    if (record.op == Op::kRope) record.ints[kRopeTurned] = slots_[record.inputs[1]].used;
+    if (record.op == Op::kRope) record.ints[kRopeTurned] = width_of(record, 1);
+    if (record.op == Op::kAttend) record.ints[kAttendTurned] = width_of(record, 1);
     commit(record);
   } catch (const std::invalid_argument& error) {
     refuse("record " + to_string(records_.size()) + ", " + kOpNames[op] + ": " + error.what());
   }
 }
 
+int64_t Plan::width_of(const Record& record, int input) const {
+  return record.inputs[input] < 0 ? 0 : slots_[record.inputs[input]].used;
+}
+
 void Plan::check_axes(const Record& record) const {
   const Slot& output = find_slot(record.output);
-  const int64_t count = kSignatures[static_cast<int>(record.op)].inputs;
-  for (int64_t i = 0; i < count; ++i) {
-    const Slot& input = find_slot(record.inputs[i]);
-    require(input.used > 0, "an input was never written");
-    require(record.inputs[i] != record.output, "the output is also an input");
-    require(input.axis == find_slot(record.inputs[0]).axis, "the inputs' axes differ");
+  for (const int input : record.inputs) {
+    if (input == -1) continue;
+    require(find_slot(input).used > 0, "an input was never written");
+    require(input != record.output, "the output is also an input");
+    require(find_slot(input).axis == find_slot(record.inputs[0]).axis, "the inputs' axes differ");
   }
-  const bool token_op =
-      count == 0 || record.op == Op::kRope || record.op == Op::kAttention || record.op == Op::kRows;
+  const bool source = record.inputs[0] == -1;
+  const bool token_op = source || record.op == Op::kRope || record.op == Op::kAttention ||
+                        record.op == Op::kAttend || record.op == Op::kRows;
   const char axis = token_op ? 'T' : find_slot(record.inputs[0]).axis;
-  if (count) require(find_slot(record.inputs[0]).axis == axis, "the input must have axis T");
+  if (!source) require(find_slot(record.inputs[0]).axis == axis, "the input must have axis T");
   require(output.axis == (record.op == Op::kRows ? 'R' : axis), "the output has the wrong axis");
   require(record.width_out > 0 && record.width_out <= output.width, "the output does not fit");
 }
 
+void Plan::check_product(const Record& record) const {
+  const int64_t finish = record.ints[kProductFinish], norm = record.ints[kProductNorm];
+  require(norm == -1 || is_choice(norm, std::size(kNorms)), "unknown norm");
+  require(record.floats[0] >= 0, "eps must not be negative");
+  require(is_choice(finish, std::size(kFinishes)), "unknown finish");
+  require(is_choice(record.ints[kProductActivation], std::size(kActivations)),
+          "unknown activation");
+  const Tensor& first = weight_of(record, 0);
+  for (int64_t i = 0; i < kLinears; ++i) {
+    const Tensor &weight = weight_of(record, i), &bias = (&weight)[1];
+    const bool wanted = i == 0 || (i == 1 && finish == kGated);
+    require(weight.data || !wanted, "a weight is absent");
+    require(!weight.data || wanted || finish == kAsIs, "a weight too many");
+    if (!weight.data) {
+      require(!bias.data, "a bias without a weight");
+      continue;
+    }
+    require(weight.columns == record.width_in, "weight and input disagree");
+    require(weight.type == first.type, "the weights' types differ");
+    require(is_vector(bias, weight.rows), "bias and weight disagree");
+  }
+  require(finish != kGated || weight_of(record, 1).rows == first.rows, "gate and up disagree");
+  require(width_of(record, 1) == (finish == kAdded ? first.rows : 0), "the residual disagrees");
+  for (int64_t i = kProductNormWeight; i <= kProductNormBias; ++i)
+    require(!record.tensors[i].data || (norm >= 0 && is_vector(record.tensors[i], record.width_in)),
+            "the norm's weight or bias disagrees");
+}
+
+void Plan::check_attention(const Record& record) const {
+  const auto& ints = record.ints;
+  require(is_choice(ints[kAttentionLayer], layers_.size()), "no such layer");
+  const auto [kv_heads, channels] = layers_[ints[kAttentionLayer]];
+  const int64_t heads = ints[kAttentionHeads];
+  require(ints[kAttentionKvHeads] == kv_heads, "kv heads and the layer's disagree");
+  require(divides(kv_heads, heads) && heads > 0, "kv heads must divide heads");
+  require(record.width_out == heads * channels, "the query's width is not heads * channels");
+  require(is_choice(ints[kAttentionVisible], std::size(kVisible)), "unknown visible");
+  require(ints[kAttentionWindow] >= 0, "the window must not be negative");
+  require(record.floats[kAttentionSoftcap] >= 0, "softcap must not be negative");
+  if (record.op == Op::kAttention)
+    return require(
+        width_of(record, 1) == kv_heads * channels && width_of(record, 2) == kv_heads * channels,
+        "the key's or value's width is not kv heads * channels");
+  require(record.width_in == (heads + 2 * kv_heads) * channels, "query, key and value disagree");
+  const int64_t turned = width_of(record, 1), layout = ints[kAttendLayout];
+  require(layout == -1 || is_choice(layout, std::size(kLayouts)), "unknown layout");
+  require((layout == -1) == (turned == 0), "a layout without angles, or angles without");
+  require(turned % 2 == 0 && turned <= channels, "more angles than channels");
+  const int64_t norm = ints[kAttendNorm];
+  require(norm == -1 || is_choice(norm, std::size(kNorms)), "unknown norm");
+  require(record.floats[kQueryNormEps] >= 0 && record.floats[kKeyNormEps] >= 0,
+          "eps must not be negative");
+  for (int64_t i = 0; i < 4; ++i)
+    require(!record.tensors[i].data || (norm >= 0 && is_vector(record.tensors[i], channels)),
+            "a norm's weight or bias disagrees");
+}
+
 void Plan::check_shapes(const Record& record) const {
   const auto& [op, inputs, output, tensors, width, width_out, ints, floats] = record;
-  const auto used = [&](int i) { return slots_[record.inputs[i]].used; };
   switch (op) {
     case Op::kEmbed:
       require(tensors[0].data, "the table is absent");
@@ -111,28 +197,20 @@ void Plan::check_shapes(const Record& record) const {
     case Op::kRope:
       require(is_choice(ints[kRopeLayout], std::size(kLayouts)), "unknown layout");
       require(divides(ints[kRopeHeads], width), "heads must divide the width");
-      return require(used(1) % 2 == 0 && used(1) <= width / ints[kRopeHeads],
-                     "more angles than channels");
-    case Op::kAttention: {
-      require(is_choice(ints[kAttentionLayer], layers_.size()), "no such layer");
-      const auto [kv_heads, channels] = layers_[ints[kAttentionLayer]];
-      require(ints[kAttentionKvHeads] == kv_heads, "kv heads and the layer's disagree");
-      require(divides(kv_heads, ints[kAttentionHeads]) && ints[kAttentionHeads] > 0,
-              "kv heads must divide heads");
-      require(divides(ints[kAttentionHeads], width) && width / ints[kAttentionHeads] == channels,
-              "the query's width is not heads * channels");
-      require(used(1) == kv_heads * channels && used(2) == kv_heads * channels,
-              "the key's or value's width is not kv heads * channels");
-      require(is_choice(ints[kAttentionVisible], std::size(kVisible)), "unknown visible");
-      require(ints[kAttentionWindow] >= 0, "the window must not be negative");
-      return require(floats[kAttentionSoftcap] >= 0, "softcap must not be negative");
-    }
+      return require(
+          width_of(record, 1) % 2 == 0 && width_of(record, 1) <= width / ints[kRopeHeads],
+          "more angles than channels");
+    case Op::kAttention:
+    case Op::kAttend:
+      return check_attention(record);
+    case Op::kProduct:
+      return check_product(record);
     case Op::kGate:
     case Op::kActivate:
       require(is_choice(ints[kActivation], std::size(kActivations)), "unknown activation");
-      return require(op == Op::kActivate || used(1) == width, "the widths differ");
+      return require(op == Op::kActivate || width_of(record, 1) == width, "the widths differ");
     case Op::kAdd:
-      return require(used(1) == width, "the widths differ");
+      return require(width_of(record, 1) == width, "the widths differ");
     case Op::kSoftcap:
       return require(floats[0] > 0, "cap must be positive");
     default:

@@ -2,31 +2,35 @@
 // table of kernels. Include only in isa_*.cpp, after setting SERIATIM_WIDTH.
 #pragma once
 #include "attention.h"
-#include "matmul.h"
 #include "ops.h"
 #include "pointwise.h"
+#include "product.h"
 
 namespace seriatim {
 namespace {
 
-int64_t scratch(const Record& record) {
+// `rows`: T or R, whichever the record works on.
+Memory memory(const Record& record, const Batch& batch, int64_t rows, int64_t workers) {
   switch (record.op) {
     case Op::kLinear:
-      return linear_scratch(record.tensors[0].columns);
+    case Op::kProduct:
+      return product_memory(record, rows);
     case Op::kAttention:
-      return attention_scratch(record);
+    case Op::kAttend:
+      return attention_memory(record, batch, workers);
     default:
-      return 0;
+      return {};
   }
 }
 
 }  // namespace
 }  // namespace seriatim
 
-#define SERIATIM_TABLE(symbol, name)                                                             \
-  namespace seriatim {                                                                           \
-  const Isa symbol = {name,                                                                      \
-                      {embed, linear, norm, rotary, rope, attention, gate, activate, add, scale, \
-                       softcap, rows, store_keys},                                               \
-                      scratch};                                                                  \
+#define SERIATIM_TABLE(symbol, name)                                                              \
+  namespace seriatim {                                                                            \
+  const Isa symbol = {name,                                                                       \
+                      {embed, product, norm, rotary, rope, attention, gate, activate, add, scale, \
+                       softcap, rows, product, attention},                                        \
+                      memory,                                                                     \
+                      survey};                                                                    \
   }

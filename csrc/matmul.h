@@ -1,4 +1,5 @@
-// The matrix product: y[token, row] = sum over k of weight[row, k] x[token, k], plus bias.
+// The matrix product with weights row by row, f32, f16 or bf16: sums[token, row] of weight[row, k]
+// x[token, k] over all k.
 //
 // The law (contracts.md, 1): each (row, token) has sixteen f32 lanes, lane = k mod 16, filled in
 // ascending k by fused multiply-adds from zero, then one tree. Tiles, blocks, passes and workers
@@ -28,32 +29,21 @@ constexpr int64_t kFetch = 32768;  // bytes of a tile's rows
 
 SERIATIM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// One worker's scratch, in f32.
-struct Scratch {
-  float* x;        // [pass, token, kDepth], or [token, depth] for few tokens
-  float* weights;  // [row of a tile, kDepth]
-  float* sums;     // [row of a block, token of a block, lane]
+// Where the sums of some rows go, the first of them in column 0.
+struct Sums {
+  float* at;  // [token, stride]
+  int64_t stride;
 };
 
-constexpr int64_t kWeightFloats = 4 * kDepth, kSumFloats = kBlockRows * kBlockTokens * kLanes;
-
-SERIATIM_INLINE int64_t x_floats(int64_t depth) {
-  return (depth + kDepth - 1) / kDepth * kDepth * kBlockTokens;
+// Inputs of many tokens lie in blocks: [block, pass, token, kDepth].
+SERIATIM_INLINE int64_t padded_depth(int64_t depth) {
+  return (depth + kDepth - 1) / kDepth * kDepth;
 }
 
-int64_t linear_scratch(int64_t depth) { return x_floats(depth) + kWeightFloats + kSumFloats; }
-
-SERIATIM_INLINE Scratch carve(float* scratch, int64_t depth) {
-  float* weights = scratch + x_floats(depth);
-  return {scratch, weights, weights + kWeightFloats};
-}
-
-// Where a product's results go.
-struct Output {
-  const float* bias;  // [outputs] or none
-  float* y;           // [token, outputs]
-  int64_t outputs;
-};
+// What a worker needs for many tokens, in f32.
+constexpr int64_t kExpandedFloats = 4 * kDepth;                      // [row of a tile, kDepth]
+constexpr int64_t kKeptFloats = kBlockRows * kBlockTokens * kLanes;  // [row, token, lane]
+constexpr int64_t kRowScratch = kExpandedFloats + kKeptFloats;
 
 // Some rows of weights against some tokens, over n of k.
 template <class W>
@@ -100,7 +90,7 @@ SERIATIM_INLINE void accumulate(const Slab<W>& slab, f32x16 (&sums)[R][T]) {
 
 // R rows and T tokens: sums begun or taken up, added to, and put by or finished.
 template <int R, int T, class W>
-SERIATIM_INLINE void tile(const Slab<W>& slab, const Output& out, int64_t row, int64_t token) {
+SERIATIM_INLINE void tile(const Slab<W>& slab, Sums out, int64_t row, int64_t token) {
   f32x16 sums[R][T];
   const auto kept = [&](int r, int t) { return slab.sums + (r * kBlockTokens + t) * kLanes; };
   SERIATIM_UNROLL for (int r = 0; r < R; ++r) SERIATIM_UNROLL for (int t = 0; t < T; ++t)
@@ -111,13 +101,12 @@ SERIATIM_INLINE void tile(const Slab<W>& slab, const Output& out, int64_t row, i
       store(kept(r, t), sums[r][t]);
       continue;
     }
-    const float y = reduce(sums[r][t]);
-    out.y[(token + t) * out.outputs + row + r] = out.bias ? y + out.bias[row + r] : y;
+    out.at[(token + t) * out.stride + row + r] = reduce(sums[r][t]);
   }
 }
 
 template <int R, int T, class W>
-SERIATIM_INLINE void all_tokens(Slab<W> slab, const Output& out, int64_t row, int64_t tokens) {
+SERIATIM_INLINE void all_tokens(Slab<W> slab, Sums out, int64_t row, int64_t tokens) {
   const auto next = [&](int n) {
     slab.x += n * slab.x_stride;
     slab.sums += n * kLanes;
@@ -131,15 +120,15 @@ SERIATIM_INLINE void all_tokens(Slab<W> slab, const Output& out, int64_t row, in
 // -----------------------------------------
 
 template <int R, int T, class W>
-void few_tokens(const W* weights, const float* x, int64_t depth, const Output& out, Range rows,
+void few_tokens(const W* weights, const float* x, int64_t depth, Sums out, int64_t rows,
                 int64_t tokens) {
   const auto slab = [&](int64_t row) {
     const W* next = R * depth * sizeof(W) <= kFetch ? weights + (row + R) * depth : nullptr;
     return Slab<W>{weights + row * depth, x, depth, depth, depth, nullptr, true, true, next};
   };
-  int64_t row = rows.begin;
-  for (; row + R <= rows.end; row += R) all_tokens<R, T>(slab(row), out, row, tokens);
-  for (; row < rows.end; ++row) all_tokens<1, T>(slab(row), out, row, tokens);
+  int64_t row = 0;
+  for (; row + R <= rows; row += R) all_tokens<R, T>(slab(row), out, row, tokens);
+  for (; row < rows; ++row) all_tokens<1, T>(slab(row), out, row, tokens);
 }
 
 // ---- many tokens: blocks of tokens and rows, passes over k
@@ -147,8 +136,8 @@ void few_tokens(const W* weights, const float* x, int64_t depth, const Output& o
 
 // R rows in one pass, all tokens of the block; f32 weights in place, others expanded once for all.
 template <int R, class W>
-void some_rows(const W* weights, int64_t depth, Slab<float> slab, float* expanded,
-               const Output& out, int64_t row, int64_t tokens) {
+void some_rows(const W* weights, int64_t depth, Slab<float> slab, float* expanded, Sums out,
+               int64_t row, int64_t tokens) {
   if constexpr (sizeof(W) == sizeof(float)) {
     slab.weights = weights;
     slab.weight_stride = depth;
@@ -161,85 +150,53 @@ void some_rows(const W* weights, int64_t depth, Slab<float> slab, float* expande
 }
 
 template <class W>
-void row_block(const W* weights, int64_t depth, const Scratch& scratch, const Output& out,
-               Range rows, int64_t tokens) {
+void many_tokens(const W* weights, const float* inputs, int64_t depth, float* scratch, Sums out,
+                 int64_t rows, int64_t tokens) {
   for (int64_t k = 0; k < depth; k += kDepth) {
-    const float* x = scratch.x + k * kBlockTokens;
     const auto slab = [&](int64_t row) {
-      float* sums = scratch.sums + (row - rows.begin) * kBlockTokens * kLanes;
-      return Slab<float>{
-          nullptr, x, 0, kDepth, least(depth - k, kDepth), sums, k == 0, k + kDepth >= depth,
-          nullptr};
+      float* sums = scratch + kExpandedFloats + row * kBlockTokens * kLanes;
+      return Slab<float>{nullptr, inputs + k * kBlockTokens, 0,
+                         kDepth,  least(depth - k, kDepth),  sums,
+                         k == 0,  k + kDepth >= depth,       nullptr};
     };
     const W* at = weights + k;
-    int64_t row = rows.begin;
-    for (; row + kTileRows <= rows.end; row += kTileRows)
-      some_rows<kTileRows>(at + row * depth, depth, slab(row), scratch.weights, out, row, tokens);
-    for (; row < rows.end; ++row)
-      some_rows<1>(at + row * depth, depth, slab(row), scratch.weights, out, row, tokens);
+    int64_t row = 0;
+    for (; row + kTileRows <= rows; row += kTileRows)
+      some_rows<kTileRows>(at + row * depth, depth, slab(row), scratch, out, row, tokens);
+    for (; row < rows; ++row)
+      some_rows<1>(at + row * depth, depth, slab(row), scratch, out, row, tokens);
   }
 }
 
-// ---- the op
-// ---------------------------------------------------------------------------------------
+// ---- inputs, and the product -------------------------------------------------------------------
 
 // x as the product takes it: rounded for bf16 weights.
-template <class W>
-SERIATIM_INLINE void prepare(const float* from, float* to, int64_t n) {
+SERIATIM_INLINE void prepare(const float* from, float* to, int64_t n, bool rounded) {
   sixteens(n, [&](int64_t i, int64_t m) SERIATIM_INLINE_LAMBDA {
     const f32x16 x = load_up_to(from + i, m);
-    store_up_to(to + i, __is_same(W, bf16) ? round_bf16(x) : x, m);
+    store_up_to(to + i, rounded ? round_bf16(x) : x, m);
   });
 }
 
-template <class W>
-void linear_few(const W* weights, const float* x, int64_t depth, const Scratch& scratch,
-                const Output& out, Range rows, int64_t tokens) {
-  if (__is_same(W, bf16)) {
-    prepare<W>(x, scratch.x, tokens * depth);
-    x = scratch.x;
-  }
-  tokens == 1 ? few_tokens<kSingleRows, 1>(weights, x, depth, out, rows, 1)
-              : few_tokens<kTileRows, kTileTokens>(weights, x, depth, out, rows, tokens);
-}
-
-template <class W>
-void linear_many(const W* weights, const float* x, int64_t depth, const Scratch& scratch,
-                 const Output& out, Range rows, int64_t tokens) {
+// One token's inputs into its place among `tokens`.
+SERIATIM_INLINE void place_inputs(const float* x, int64_t depth, bool rounded, int64_t token,
+                                  int64_t tokens, float* to) {
+  if (tokens <= kFewTokens) return prepare(x, to + token * depth, depth, rounded);
+  to += token / kBlockTokens * kBlockTokens * padded_depth(depth) + token % kBlockTokens * kDepth;
   for (int64_t k = 0; k < depth; k += kDepth)
-    for (int64_t t = 0; t < tokens; ++t)
-      prepare<W>(x + t * depth + k, scratch.x + k * kBlockTokens + t * kDepth,
-                 least(depth - k, kDepth));
-  for (int64_t row = rows.begin; row < rows.end; row += kBlockRows)
-    row_block(weights, depth, scratch, out, {row, least(row + kBlockRows, rows.end)}, tokens);
+    prepare(x + k, to + k * kBlockTokens, least(depth - k, kDepth), rounded);
 }
 
+// Sums of at most kBlockRows rows; `few`: inputs lie [token, depth], else in blocks, from the first
+// of at most kBlockTokens tokens on.
 template <class W>
-void linear(const Call& call, Worker worker) {
-  const Tensor& weight = call.record->tensors[0];
-  const W* weights = static_cast<const W*>(weight.data);
-  const float* bias = static_cast<const float*>(call.record->tensors[1].data);
-  const int64_t depth = weight.columns, outputs = weight.rows;
-  const Range rows = share(outputs, call.rows == 1 ? kSingleRows : kTileRows, worker);
-  const Scratch scratch = carve(worker.scratch, depth);
-  for (int64_t t = 0; t < call.rows; t += kBlockTokens) {
-    const int64_t tokens = least(call.rows - t, kBlockTokens);
-    const Output out{bias, call.output + t * outputs, outputs};
-    const float* x = call.inputs[0] + t * depth;
-    tokens <= kFewTokens ? linear_few(weights, x, depth, scratch, out, rows, tokens)
-                         : linear_many(weights, x, depth, scratch, out, rows, tokens);
-  }
-}
-
-void linear(const Call& call, Worker worker) {
-  switch (call.record->tensors[0].type) {
-    case Type::kF32:
-      return linear<float>(call, worker);
-    case Type::kF16:
-      return linear<f16>(call, worker);
-    case Type::kBF16:
-      return linear<bf16>(call, worker);
-  }
+void multiply_rows(const Tensor& weight, Range rows, const float* inputs, int64_t tokens, bool few,
+                   float* scratch, Sums out) {
+  const int64_t depth = weight.columns, n = rows.end - rows.begin;
+  const W* weights = static_cast<const W*>(weight.data) + rows.begin * depth;
+  if (!few) return many_tokens(weights, inputs, depth, scratch, out, n, tokens);
+  tokens == 1 ? few_tokens<kSingleRows, 1>(weights, inputs, depth, out, n, 1)
+              : few_tokens<kTileRows, kTileTokens>(weights, inputs, depth, out, n, tokens);
 }
 
 }  // namespace

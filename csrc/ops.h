@@ -4,6 +4,7 @@
 // kernels/record.py; `Plan` (plan.h) checks it once and runs it, record after record, in every
 // worker. Each instruction set fills one table of kernels (`Isa`), all of them bitwise equal.
 // A test checks codes and word lists against kernels/ops.py.
+// Ops from kProduct on are made by kernels/fuse.py only, from the ones before, with the same bits.
 //
 // Axis letters: T tokens, R rows that need logits, S sequences, B blocks of a sequence, D width,
 // N outputs, F inner width of an MLP, V vocabulary, H query heads, G key/value heads, C channels of
@@ -29,31 +30,35 @@ enum class Op : int {
   kScale,      // x[T,D] -> [T,D]; factor
   kSoftcap,    // x[T,D] -> [T,D]; cap
   kRows,       // x[T,D] -> [R,D]
-  kStore,      // not in a plan: the half of kAttention that writes the cache, before a barrier
+  kProduct,    // norm?, then up to three linears of one type side by side, then a finish
+  kAttend,     // query, key, value[T,(H+2G)*C]: norms?, ropes?, attention
 };
-inline constexpr int kOps = 12;      // that a plan can name
-inline constexpr int kKernels = 13;  // with kStore
-inline constexpr const char* kOpNames[kOps] = {"embed", "linear",    "norm",    "rotary",
-                                               "rope",  "attention", "gate",    "activate",
-                                               "add",   "scale",     "softcap", "rows"};
+inline constexpr int kOps = 14;
+inline constexpr const char* kOpNames[kOps] = {"embed",     "linear", "norm",     "rotary", "rope",
+                                               "attention", "gate",   "activate", "add",    "scale",
+                                               "softcap",   "rows",   "product",  "attend"};
 
-// How many of each a record carries: input slots, tensors, integers, floats.
+// How many of each a record carries: input slots (the last `optional` of them may be left out),
+// tensors, integers, floats.
 struct Signature {
-  int64_t inputs, tensors, ints, floats;
+  int64_t inputs, optional, tensors, ints, floats;
 };
 inline constexpr Signature kSignatures[kOps] = {
-    {0, 1, 1, 0}, {1, 2, 0, 0}, {1, 2, 2, 1}, {0, 1, 0, 1}, {2, 0, 2, 0}, {3, 0, 5, 2},
-    {2, 0, 1, 0}, {1, 0, 1, 0}, {2, 0, 0, 0}, {1, 0, 0, 1}, {1, 0, 0, 1}, {1, 0, 0, 0}};
+    {0, 0, 1, 1, 0}, {1, 0, 2, 0, 0}, {1, 0, 2, 2, 1}, {0, 0, 1, 0, 1}, {2, 0, 0, 2, 0},
+    {3, 0, 0, 5, 2}, {2, 0, 0, 1, 0}, {1, 0, 0, 1, 0}, {2, 0, 0, 0, 0}, {1, 0, 0, 0, 1},
+    {1, 0, 0, 0, 1}, {1, 0, 0, 0, 0}, {2, 1, 8, 3, 1}, {2, 1, 4, 7, 4}};
 
 enum Activation { kSilu, kGelu, kGeluTanh, kRelu, kRelu2 };
 enum NormKind { kRms, kLayerNorm };
 enum Layout { kHalf, kInterleaved };
 enum Source { kIds, kPosition };
+enum Finish { kAsIs, kAdded, kGated, kActivated };  // y; residual + y; act(y) * y2; act(y)
 inline constexpr const char* kActivations[] = {"silu", "gelu", "gelu_tanh", "relu", "relu2"};
 inline constexpr const char* kNorms[] = {"rms", "layer"};
 inline constexpr const char* kLayouts[] = {"half", "interleaved"};
 inline constexpr const char* kSources[] = {"ids", "position"};
 inline constexpr const char* kVisible[] = {"causal"};
+inline constexpr const char* kFinishes[] = {"none", "add", "gate", "activate"};
 
 // Where a record's integer and float attributes lie, in the order of kernels/ops.py.
 enum EmbedInt { kEmbedSource };
@@ -68,12 +73,39 @@ enum AttentionInt {
 };
 enum AttentionFloat { kAttentionScale, kAttentionSoftcap };
 enum GateInt { kActivation };  // of kGate and kActivate
+// kProduct: inputs x, residual?; tensors of the norm, then a weight and a bias for each linear.
+enum ProductInt { kProductNorm, kProductFinish, kProductActivation };  // norm: -1 none
+enum ProductTensor { kProductNormWeight, kProductNormBias, kProductWeight };
+// kAttend: inputs query-key-value, angles?; tensors of the query's norm and the key's. The first
+// five integers and two floats are kAttention's.
+enum AttendInt { kAttendNorm = kAttentionWindow + 1, kAttendLayout, kAttendTurned };  // -1 none
+enum AttendTensor { kQueryNormWeight, kQueryNormBias, kKeyNormWeight, kKeyNormBias };
+enum AttendFloat { kQueryNormEps = kAttentionSoftcap + 1, kKeyNormEps };
 
-enum class Type : int { kF32, kF16, kBF16 };
-inline constexpr int64_t kTypeBytes[] = {4, 2, 2};
+// The types of weights, and of keys and values (f32, bf16 and int8: with one f32 scale for each
+// token and head).
+enum class Type : int { kF32, kF16, kBF16, kInt8, kInt4, kInt6 };
+inline constexpr int64_t kTypeBytes[] = {4, 2, 2, 1};
 
-// A matrix lies where the caller has it (a mapped file), at any alignment, row-major. Vectors
-// (biases, norm weights, frequencies) are small: expanded to f32 once, rows = 1.
+inline constexpr bool is_blocks(Type type) { return type >= Type::kInt8; }
+
+// Blocks (kernels/formats.py): panels of 32 rows; in one, for each group of 32 columns, two tiles
+// of 16 rows, then the 32 f16 scales.
+inline constexpr int64_t kGroup = 32, kTileLanes = 16, kPanel = 32;
+inline constexpr int64_t tile_bytes(Type type) {
+  return type == Type::kInt8 ? 512 : type == Type::kInt6 ? 384 : 256;
+}
+inline constexpr int64_t factor_bytes(Type type) { return type == Type::kInt6 ? 2 * kPanel : 0; }
+inline constexpr int64_t panel_bytes(Type type) {
+  return 2 * tile_bytes(type) + factor_bytes(type) + 2 * kPanel;
+}
+inline constexpr int32_t zero_point(Type type) {
+  return type == Type::kInt8 ? 128 : type == Type::kInt6 ? 32 : 8;
+}
+
+// A matrix lies where the caller has it (a mapped file), at any alignment: row-major, or in blocks
+// (kernels/formats.py). Vectors (biases, norm weights, frequencies) are small: expanded to f32
+// once, rows = 1.
 struct Tensor {
   Type type;
   const void* data;  // [rows, columns]; nullptr: an optional input that is absent
@@ -83,11 +115,11 @@ struct Tensor {
 // What does not change from step to step.
 struct Record {
   Op op;
-  int inputs[3], output;  // slots
-  Tensor tensors[2];
+  int inputs[3], output;  // slots; -1: an optional one that is left out
+  Tensor tensors[8];
   int64_t width_in, width_out;  // f32 in one row of the first input and of the output
-  int64_t ints[5];
-  double floats[2];
+  int64_t ints[8];
+  double floats[4];
 };
 
 // Positions in one cache block, and keys in one attention chunk, aligned to position 0.
@@ -118,18 +150,40 @@ struct Call {
   const Cache* cache;
 };
 
+// One of those that run a kernel together.
 struct Worker {
   int64_t index, count;
-  float* scratch;  // 64-byte aligned, as long as `Isa::scratch` asked for
+  float* scratch;  // its own, 64-byte aligned, as long as `Isa::scratch` asked for
+  float* shared;   // all workers', likewise
+  void (*wait)(void* pool, int index);
+  void* pool;
+
+  // Returns when every worker has come here.
+  __attribute__((always_inline)) void barrier() const {
+    if (count > 1) wait(pool, static_cast<int>(index));
+  }
 };
 
 using Kernel = void (*)(const Call&, Worker);
 
-// One instruction set's kernels, by op code.
+struct Memory {
+  int64_t scratch, shared;  // floats that each worker needs, and all together
+};
+
+// What a run of logits looks like.
+struct Survey {
+  float best;
+  int32_t index;  // the first that is best
+  bool finite;
+};
+
+// One instruction set's kernels, by op code. A kernel returns when its worker has done its share:
+// others read the output after a barrier.
 struct Isa {
   const char* name;
-  Kernel kernels[kKernels];
-  int64_t (*scratch)(const Record&);  // floats that one worker needs
+  Kernel kernels[kOps];
+  Memory (*memory)(const Record&, const Batch&, int64_t rows, int64_t workers);
+  Survey (*survey)(const float* logits, int64_t n);
 };
 
 extern const Isa kAvx512, kAvx2, kPlain;

@@ -16,6 +16,12 @@ Floats allocate(int64_t floats) {
   return Floats(static_cast<float*>(memory), [](float* p) { ::operator delete(p, kLine); });
 }
 
+// Of one head's key or value; an int8 one has an f32 scale.
+int64_t position_bytes(Type kv, int64_t channels) {
+  const int64_t scale = kv == Type::kInt8 ? sizeof(float) : 0;
+  return channels * kTypeBytes[static_cast<int>(kv)] + scale;
+}
+
 bool all_finite(const float* x, int64_t n) {
   uint32_t bad = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -27,6 +33,10 @@ bool all_finite(const float* x, int64_t n) {
 }
 
 }  // namespace
+
+std::vector<int64_t> blocks_shape(Type type, int64_t rows, int64_t columns) {
+  return {(rows + kPanel - 1) / kPanel, (columns + kGroup - 1) / kGroup, panel_bytes(type)};
+}
 
 Plan::Turn::Turn(Plan& plan) : plan_(plan) {
   if (plan_.busy_.exchange(true)) throw std::runtime_error("a step of this plan is running");
@@ -51,7 +61,7 @@ Plan::Plan(const Isa& isa, int threads, bool spin, Type kv, std::vector<CacheLay
                 layer.channels < kMost,
             "a layer's kv heads and channels must be positive");
     offsets_.push_back(block_bytes_);
-    block_bytes_ += 2 * layer.kv_heads * kBlock * layer.channels * kTypeBytes[static_cast<int>(kv)];
+    block_bytes_ += 2 * layer.kv_heads * kBlock * position_bytes(kv, layer.channels);
     require(block_bytes_ < int64_t{1} << 48, "a cache block is too large");
   }
 }
@@ -69,25 +79,49 @@ int Plan::tensor(const void* data, Type type, const std::vector<int64_t>& shape)
     const Batch batch{&zero, &zero, &zero, &zero, &zero, 1, 1, 1, 1};
     vectors_.push_back(allocate(tensor.columns));
     const Call call{&lookup, {}, vectors_.back().get(), 1, &batch, nullptr};
-    isa_.kernels[static_cast<int>(Op::kEmbed)](call, Worker{0, 1, nullptr});
+    isa_.kernels[static_cast<int>(Op::kEmbed)](call, Worker{0, 1, nullptr, nullptr, nullptr, {}});
     tensor = {Type::kF32, vectors_.back().get(), 1, tensor.columns};
   }
   tensors_.push_back(tensor);
   return static_cast<int>(tensors_.size()) - 1;
 }
 
+int Plan::matrix(const void* data, Type type, int64_t rows, int64_t columns) {
+  const Turn turn(*this);
+  require(is_blocks(type), "a matrix in blocks has a type of blocks");
+  require(rows > 0 && rows < INT32_MAX && columns > 0 && columns < INT32_MAX,
+          "a matrix has an empty dimension");
+  tensors_.push_back({type, data, rows, columns});
+  return static_cast<int>(tensors_.size()) - 1;
+}
+
+// A barrier comes before each record but those that neither meet nor read what was written since
+// the last one.
+bool Plan::must_wait(const Record& record) const {
+  const bool meets = record.op == Op::kLinear || record.op == Op::kProduct ||
+                     record.op == Op::kAttention || record.op == Op::kAttend;
+  if (meets) return true;
+  for (size_t i = records_.size(); i-- > 0;) {
+    const Record& before = records_[i];
+    const auto touches = [&](int slot) {
+      return slot == before.output ||
+             (slot == record.output && std::ranges::count(before.inputs, slot));
+    };
+    if (touches(record.output) || std::ranges::any_of(record.inputs, touches)) return true;
+    if (waits_[i]) return false;
+  }
+  return false;
+}
+
 void Plan::commit(const Record& record) {
+  waits_.push_back(!records_.empty() && must_wait(record));
   records_.push_back(record);
   slots_[record.output].used = record.width_out;
-  if (const int64_t scratch = isa_.scratch(record); scratch > scratch_floats_) {
-    scratch_floats_ = scratch;
-    scratch_.assign(scratch_.size(), nullptr);
-  }
   if (record.op == Op::kEmbed) {
     int64_t& limit = record.ints[kEmbedSource] == kIds ? id_limit_ : position_limit_;
     limit = std::min(limit, record.tensors[0].rows);
   }
-  if (record.op == Op::kAttention) {
+  if (record.op == Op::kAttention || record.op == Op::kAttend) {
     const int64_t window = record.ints[kAttentionWindow];
     window_ = window == 0 || window_ == 0 ? 0 : std::max(window_, window);
   }
@@ -139,7 +173,8 @@ void Plan::poison(int64_t block) {
 int64_t Plan::bytes() const {
   int64_t floats = 0;
   for (const Slot& slot : slots_) floats += slot.capacity * slot.width;
-  for (const Floats& scratch : scratch_) floats += scratch ? scratch_floats_ : 0;
+  for (const Floats& scratch : scratch_) floats += scratch ? need_.scratch : 0;
+  floats += shared_ ? need_.shared : 0;
   return floats * static_cast<int64_t>(sizeof(float)) + blocks() * block_bytes_;
 }
 
@@ -168,8 +203,18 @@ void Plan::reserve() {
     slot.data = allocate(rows_of(slot) * slot.width);
     slot.capacity = rows_of(slot);
   }
+  Memory need = need_;
+  for (const Record& record : records_) {
+    const Memory memory =
+        isa_.memory(record, batch_, rows_of(slots_[record.output]), std::ssize(scratch_));
+    need = {std::max(need.scratch, memory.scratch), std::max(need.shared, memory.shared)};
+  }
+  if (need.scratch > need_.scratch) scratch_.assign(scratch_.size(), nullptr);
+  if (need.shared > need_.shared) shared_ = nullptr;
+  need_ = need;
   for (Floats& scratch : scratch_)
-    if (!scratch) scratch = allocate(scratch_floats_);
+    if (!scratch) scratch = allocate(need_.scratch);
+  if (!shared_) shared_ = allocate(need_.shared);
 }
 
 void Plan::resolve() {
@@ -179,7 +224,7 @@ void Plan::resolve() {
     const Slot& output = slots_[record.output];
     Call call{&record, {}, output.data.get(), rows_of(output), &batch_, &cache_};
     for (int64_t i = 0; i < kSignatures[static_cast<int>(record.op)].inputs; ++i)
-      call.inputs[i] = slots_[record.inputs[i]].data.get();
+      if (record.inputs[i] >= 0) call.inputs[i] = slots_[record.inputs[i]].data.get();
     calls_.push_back(call);
   }
 }
@@ -188,28 +233,28 @@ void Plan::run(bool tracing) {
   reserve();
   resolve();
   tracing_ = tracing;
-  finite_.assign(calls_.back().rows, 1);
+  surveys_.resize(calls_.back().rows * pool_.workers());
   failed_ = -1;
   pool_.run([](void* plan, int worker) { static_cast<Plan*>(plan)->work(worker); }, this);
+  conclude();
 }
 
 void Plan::work(int64_t index) {
-  const Worker worker{index, pool_.workers(), scratch_[index].get()};
+  const auto wait = [](void* pool, int worker) { static_cast<Pool*>(pool)->barrier(worker); };
+  const Worker worker{index, pool_.workers(), scratch_[index].get(), shared_.get(), wait, &pool_};
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Call& call = calls_[i];
     if (call.rows == 0) continue;  // no logits are wanted
-    if (call.record->op == Op::kAttention) {
-      isa_.kernels[static_cast<int>(Op::kStore)](call, worker);
-      pool_.barrier(static_cast<int>(index));
-    }
+    if (waits_[i]) worker.barrier();
     isa_.kernels[static_cast<int>(call.record->op)](call, worker);
-    pool_.barrier(static_cast<int>(index));
     if (!tracing_) continue;
+    worker.barrier();
     if (index == 0) find_failure(i);
-    pool_.barrier(static_cast<int>(index));
+    worker.barrier();
     if (failed_ >= 0) return;
   }
-  check_finite(worker);
+  worker.barrier();
+  survey(index);
 }
 
 void Plan::find_failure(size_t i) {
@@ -217,15 +262,32 @@ void Plan::find_failure(size_t i) {
     failed_ = static_cast<int>(i);
 }
 
-// Each worker looks at a share of the columns: the rows of the head that it has just computed.
-void Plan::check_finite(Worker worker) {
+// Each worker looks at a share of the columns, which it has most likely just computed.
+void Plan::survey(int64_t index) {
   const Call& last = calls_.back();
-  const int64_t width = last.record->width_out;
-  const int64_t begin = width * worker.index / worker.count;
-  const int64_t end = width * (worker.index + 1) / worker.count;
-  for (int64_t r = 0; r < last.rows; ++r)
-    if (!all_finite(last.output + r * width + begin, end - begin))
-      std::atomic_ref(finite_[r]).store(0, std::memory_order_relaxed);
+  const int64_t width = last.record->width_out, workers = pool_.workers();
+  const int64_t begin = width * index / workers, end = width * (index + 1) / workers;
+  for (int64_t r = 0; r < last.rows; ++r) {
+    Survey& mine = surveys_[r * workers + index];
+    mine = isa_.survey(last.output + r * width + begin, end - begin);
+    mine.index += static_cast<int32_t>(begin);
+  }
+}
+
+void Plan::conclude() {
+  const int64_t workers = pool_.workers(), rows = calls_.back().rows;
+  finite_.assign(rows, 1);
+  best_.assign(rows, 0);
+  for (int64_t r = 0; r < rows; ++r) {
+    Survey best = surveys_[r * workers];
+    finite_[r] = best.finite;
+    for (int64_t w = 1; w < workers; ++w) {
+      const Survey& other = surveys_[r * workers + w];
+      finite_[r] &= other.finite;
+      if (other.best > best.best) best = other;
+    }
+    best_[r] = best.index;
+  }
 }
 
 }  // namespace seriatim

@@ -17,6 +17,9 @@ namespace seriatim {
 
 using Floats = std::shared_ptr<float[]>;  // 64-byte aligned
 
+// [panel, group, byte] of a matrix in blocks.
+std::vector<int64_t> blocks_shape(Type type, int64_t rows, int64_t columns);
+
 // Keys and values that one attention layer keeps for each position.
 struct CacheLayer {
   int64_t kv_heads, channels;
@@ -49,6 +52,7 @@ class Plan {
        std::vector<Slot> slots);
 
   int tensor(const void* data, Type type, const std::vector<int64_t>& shape);  // its number
+  int matrix(const void* data, Type blocks, int64_t rows, int64_t columns);    // in blocks
   // `tensors` in the op's order, -1 where an optional one is absent.
   void add(int op, const std::vector<int>& inputs, const std::vector<int>& tensors, int output,
            const std::vector<int64_t>& ints, const std::vector<double>& floats);
@@ -63,6 +67,7 @@ class Plan {
   Result step(Step step);
   int trace(Step step);  // the first record whose result is not finite, or -1
   const std::vector<uint8_t>& finite() const { return finite_; }  // [R] of the latest step
+  const std::vector<int32_t>& best() const { return best_; }      // [R] the likeliest id, likewise
 
  private:
   // Marks the plan as in use, for a step or a change.
@@ -81,7 +86,11 @@ class Plan {
   Tensor find_tensor(int number) const;
   const Slot& find_slot(int number) const;
   void check_shapes(const Record& record) const;
+  void check_product(const Record& record) const;
+  void check_attention(const Record& record) const;
+  int64_t width_of(const Record& record, int input) const;  // 0: it is left out
   void check_axes(const Record& record) const;
+  bool must_wait(const Record& record) const;
   void commit(const Record& record);
   char* find_block(int64_t block);
 
@@ -93,7 +102,8 @@ class Plan {
   void run(bool tracing);
   void work(int64_t worker);
   void find_failure(size_t record);
-  void check_finite(Worker worker);
+  void survey(int64_t worker);
+  void conclude();
   int64_t rows_of(const Slot& slot) const {
     return slot.axis == 'T' ? batch_.tokens : batch_.row_count;
   }
@@ -107,20 +117,24 @@ class Plan {
   std::vector<Tensor> tensors_;
   std::vector<Floats> vectors_;  // expanded
   std::vector<Record> records_;
+  std::vector<bool> waits_;  // [record]: whether a barrier comes before it
   int64_t id_limit_ = INT32_MAX, position_limit_ = INT32_MAX;  // rows of the smallest table
   int64_t window_ = -1;  // keys that some layer sees; 0 all, -1 no attention
-  int64_t scratch_floats_ = 16;
+  Memory need_{16, 16};  // what memory there is
 
   std::vector<std::unique_ptr<char, Free>> memory_;
   std::vector<char*> blocks_;    // [block]
   std::vector<Floats> scratch_;  // [worker]
+  Floats shared_;
 
   std::atomic<bool> busy_{false};
   Step step_;
   Batch batch_{};
   Cache cache_{};
-  std::vector<Call> calls_;  // [record]
+  std::vector<Call> calls_;      // [record]
+  std::vector<Survey> surveys_;  // [R, worker]
   std::vector<uint8_t> finite_;
+  std::vector<int32_t> best_;
   bool tracing_ = false;
   int failed_ = -1;
   Pool pool_;  // last: its threads end first

@@ -25,7 +25,7 @@ from native_runs import (
 )
 
 from seriatim.kernels.native import isas
-from seriatim.kernels.ops import ACTIVATIONS, LAYOUTS, OPS, Batch
+from seriatim.kernels.ops import ACTIVATIONS, FUSED, LAYOUTS, OPS, Batch
 from seriatim.kernels.record import ENUMS
 
 sizes = st.integers(1, 70)
@@ -36,7 +36,7 @@ few = st.integers(1, 12)
 
 
 def test_op_codes_are_the_tables():
-    assert native.op_codes() == {op.name: op.code for op in OPS.values()}
+    assert native.op_codes() == {op.name: op.code for op in (OPS | FUSED).values()}
 
 
 def test_word_lists_are_the_tables():

@@ -15,9 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
-from seriatim.arguments import loads
+from seriatim.arguments import loads, parse_bias, parse_ids
 from seriatim.errors import FileError, RequestError, SeriatimError
-from seriatim.terminal import failed, plain, replace_closed, spinner, stdin_text, tell, typed, write
+from seriatim.terminal import (
+    failed,
+    plain,
+    print_facts,
+    print_row,
+    replace_closed,
+    spinner,
+    stdin_text,
+    tell,
+    typed,
+    write,
+)
 
 if TYPE_CHECKING:
     from seriatim.api import Model
@@ -181,7 +192,30 @@ def export(
     _check_out(out)
     with spinner(f"exporting {model}"):
         made = export(model, out, to=to, type=type)
-    _print_facts({**vars(made), "path": str(made.path)}, as_json)
+    print_facts({**vars(made), "path": str(made.path)}, as_json)
+
+
+@app.command()
+@loads
+def bench(
+    model: Annotated[str, typer.Argument(help="A name, path or hub id.")] = DEFAULT,
+    *,
+    prompt_tokens: Annotated[int | None, typer.Option(show_default="256")] = None,
+    max_tokens: Annotated[int | None, typer.Option(show_default="64")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences that generate together.")] = 8,
+    seconds: Annotated[float, typer.Option(help="How long to measure.")] = 15.0,
+    as_json: Json = False,
+    loading: dict[str, Any],
+) -> None:
+    """How fast a model runs here, beside this machine's limits."""
+    options = dict(locals())
+    del options["model"], options["as_json"], options["loading"]
+    from seriatim.measure import bench as measure
+
+    loaded = _load(model, loading)
+    with spinner("measuring"):
+        found = measure.bench(loaded, **options)
+    print_facts(asdict(found) if as_json else measure.lines(found), as_json)
 
 
 @app.command()
@@ -194,7 +228,7 @@ def info(
     from seriatim.measure.facts import machine, of
 
     facts = machine() if model is None else {**of(seriatim.load(model)), **machine()}
-    _print_facts(facts, as_json)
+    print_facts(facts, as_json)
 
 
 @app.command()
@@ -203,7 +237,7 @@ def models(*, as_json: Json = False) -> None:
     from seriatim.measure.facts import shipped
 
     for name, facts in shipped().items():
-        _print_row(name, facts, as_json)
+        print_row(name, facts, as_json)
 
 
 @app.command()
@@ -213,7 +247,7 @@ def codecs(*, as_json: Json = False) -> None:
 
     for name in registry.names("seriatim.codecs"):
         about = registry.get("seriatim.codecs", name).__doc__ or ""  # python -OO has none
-        _print_row(name, {"does": about.strip().partition("\n")[0]}, as_json)
+        print_row(name, {"does": about.strip().partition("\n")[0]}, as_json)
 
 
 @app.callback(invoke_without_command=True)
@@ -268,9 +302,9 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in given.items() if name in NAMES and value is not None}
     for name in ("allowed_ids", "banned_ids"):
         if name in options:
-            options[name] = _ids(f"--{name.replace('_', '-')}", options[name])
+            options[name] = parse_ids(f"--{name.replace('_', '-')}", options[name])
     if "logit_bias" in options:
-        options["logit_bias"] = dict(map(_bias, options["logit_bias"]))
+        options["logit_bias"] = dict(map(parse_bias, options["logit_bias"]))
     options["stop"] = [typed("--stop", text) for text in given["stop"] or ()]
     return options | {"prompt_logprobs": given["prompt_logprobs"]}
 
@@ -282,25 +316,10 @@ def _prompt(text: str | None, path: Path | None, ids: str | None) -> Any:
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} are given", expected="one of them")
     if ids is not None:
-        return _ids("--prompt-ids", ids)
+        return parse_ids("--prompt-ids", ids)
     if text == "-":
         return stdin_text()
     return path if text is None else typed("PROMPT", text)
-
-
-def _ids(name: str, text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        raise RequestError(f"{name} is {text!r:.80}", expected="ids such as 1,5,9") from None
-
-
-def _bias(text: str) -> tuple[int, float]:
-    id, _, value = text.partition("=")
-    try:
-        return int(id), float(value)
-    except ValueError:
-        raise RequestError(f"--logit-bias is {text!r:.80}", expected="ID=NUMBER") from None
 
 
 def _read(model: "Model", path: Path) -> Any:
@@ -365,22 +384,6 @@ def _print_score(name: str, score: "Score", as_json: bool) -> None:
     bits = "-" if score.bits_per_unit is None else f"{score.bits_per_unit:.4f}"
     error = "" if score.error is None else f" ± {score.error:.4f}"
     write(f"{plain(name)}\t{bits}{error} bits per {score.unit}\t{len(score.ids)} ids\n")
-
-
-def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        write(json.dumps(facts) + "\n")
-        return
-    for name, value in facts.items():
-        values = value if isinstance(value, list | tuple) else [value]
-        write(f"{name}\t{plain(', '.join(map(str, values))) or '-'}\n")
-
-
-def _print_row(name: str, facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        write(json.dumps({"name": name, **facts}) + "\n")
-        return
-    write("\t".join([name, *map(str, facts.values())]) + "\n")
 
 
 def _need_torch() -> None:

@@ -3,6 +3,7 @@
 It works without a terminal, in any locale, and with streams that are closed, full or left.
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,24 @@ def write(text: str) -> None:
     """UTF-8 on stdout whatever the locale says; a lone surrogate cannot come out of a codec."""
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+
+
+def print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    """Names and values, one to a line, or as one JSON object."""
+    if as_json:
+        write(json.dumps(facts) + "\n")
+        return
+    for name, value in facts.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        write(f"{name}\t{plain(', '.join(map(str, values))) or '-'}\n")
+
+
+def print_row(name: str, facts: dict[str, Any], as_json: bool) -> None:
+    """One thing of a list on one line, or as one JSON object."""
+    if as_json:
+        write(json.dumps({"name": name, **facts}) + "\n")
+        return
+    write("\t".join([name, *map(str, facts.values())]) + "\n")
 
 
 def plain(text: str) -> str:

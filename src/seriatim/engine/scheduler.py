@@ -21,6 +21,11 @@ class Work:
     request: Request
     count: int
 
+    @property
+    def end(self) -> int:
+        """The first position that is not computed after it."""
+        return self.request.computed + self.count
+
 
 class Scheduler:
     """Requests in order of urgency (priority, then arrival), within a budget of tokens a step.

@@ -14,8 +14,9 @@ import ml_dtypes
 import numpy as np
 
 from seriatim.errors import ModelError, RequestError, ResourceError, SeriatimError
-from seriatim.kernels.formats import FORMATS, Array, Blocks
-from seriatim.kernels.ops import OPS, Batch
+from seriatim.kernels.formats import Array, Blocks
+from seriatim.kernels.fuse import fuse
+from seriatim.kernels.ops import Batch
 from seriatim.kernels.record import Buffer, Plan, Weight
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class NativeRuntime:
         plan: from `kernels/record.py`.
         weights: every tensor the plan names: float32, float16 or bfloat16, matrices [out, in].
         threads: workers; `None` is one for each processor granted.
-        kv: how keys and values are stored, "f32" or "bf16".
+        kv: how keys and values are stored, "f32", "bf16" or "int8".
         isa: an instruction set of `isas()`; `None` is the best.
+        fused: several ops at once (`fuse.py`): faster, the same bits.
         names: what weights are called on disk, for `trace`.
 
     Raises:
@@ -53,12 +55,15 @@ class NativeRuntime:
         threads: int | None = None,
         kv: str = "f32",
         isa: str | None = None,
+        fused: bool = True,
         names: Mapping[str, str] | None = None,
     ) -> None:
+        if fused:
+            plan = fuse(plan, {name: _kind(array) for name, array in weights.items()})
         self.vocab_size = plan.logits.width
         self.threads = _checked_threads(threads)
-        self.kv, self.isa = _checked("kv", kv, ("f32", "bf16")), _checked_isa(isa)
-        self._records, self._names = plan.records, names or {}
+        self.kv, self.isa = _checked("kv", kv, ("f32", "bf16", "int8")), _checked_isa(isa)
+        self._records, self._names, self._weights = plan.records, names or {}, weights
         self._plan = _module().Plan(
             self.isa,
             self.threads,
@@ -72,7 +77,7 @@ class NativeRuntime:
     def _add_records(self, plan: Plan, tensors: "_Tensors") -> None:
         slot = dict(zip((r.output for r in plan.records), plan.slots(), strict=True))
         for record in plan.records:
-            code, inputs = OPS[record.op].code, record.inputs
+            code, inputs = record.row.code, record.inputs
             buffers = [slot[b] for b in inputs if isinstance(b, Buffer)]
             numbers = [tensors.number(w) for w in inputs if not isinstance(w, Buffer)]
             output = slot[record.output]
@@ -125,6 +130,10 @@ class NativeRuntime:
         """uint8 [R]: 1 where a row of the latest step's logits has neither NaN nor infinity."""
         return self._plan.finite()
 
+    def best(self) -> np.ndarray:
+        """int32 [R]: the first id with the largest logit in each row of the latest step."""
+        return self._plan.best()
+
     def trace(self, batch: Batch) -> str:
         """Run the step again, looking at every result: the name of the first that is not finite."""
         b = batch
@@ -132,10 +141,13 @@ class NativeRuntime:
         return "" if found < 0 else self._name(found)
 
     def _name(self, index: int) -> str:
+        """The record's first weight that is not finite; all of its matrices, if they are."""
         record = self._records[index]
-        weights = [w.name for w in record.inputs if isinstance(w, Weight)]
-        found = self._names.get(weights[0], weights[0]) if weights else f"result {index}"
-        return f"{found} ({record.op})"
+        weights = [w for w in record.inputs if isinstance(w, Weight)]
+        bad = [w for w in weights if w.name in self._weights and not _finite(self._weights[w.name])]
+        found = bad[:1] or [w for w in weights if len(w.shape) == 2] or weights
+        names = [self._names.get(w.name, w.name) for w in found]
+        return f"{' or '.join(names) or f'result {index}'} ({record.op})"
 
 
 class _Tensors:
@@ -222,11 +234,9 @@ def _layers(plan: Plan) -> list[tuple[int, int]]:
     """(kv heads, channels) of each layer, in order."""
     layers = {}
     for record in plan.records:
-        if record.op == "attention":
-            kv_heads = record.attributes["kv_heads"]
-            key = record.inputs[1]
-            assert isinstance(key, Buffer)
-            layers[record.attributes["layer"]] = (kv_heads, key.width // kv_heads)
+        if record.op in ("attention", "attend"):
+            channels = record.output.width // record.attributes["heads"]
+            layers[record.attributes["layer"]] = (record.attributes["kv_heads"], channels)
     return [layers[i] for i in sorted(layers)]
 
 
@@ -239,11 +249,21 @@ def _slots(plan: Plan) -> list[tuple[str, int]]:
     return [slots[i] for i in range(len(slots))]
 
 
+def _finite(array: Array) -> bool:
+    values = array.scales if isinstance(array, Blocks) else array
+    return bool(np.isfinite(values).all())
+
+
+def _kind(array: Array) -> str:
+    return array.kind if isinstance(array, Blocks) else array.dtype.name
+
+
 def _checked_weight(weight: Weight, array: Array | None) -> Array:
     if array is None:
         raise ModelError(f"weight {weight.name} is missing", expected=f"shape {weight.shape}")
-    kind = array.kind if isinstance(array, Blocks) else array.dtype
-    if array.shape != weight.shape or (kind not in FORMATS and kind not in _DTYPES):
+    kind = _kind(array)
+    known = isinstance(array, Blocks) or array.dtype in _DTYPES
+    if array.shape != weight.shape or not known:
         raise ModelError(
             f"weight {weight.name} is {kind} {array.shape}",
             expected=f"float32, float16, bfloat16 or blocks {weight.shape}",

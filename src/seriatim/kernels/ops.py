@@ -23,6 +23,7 @@ LAYOUTS = (
 )  # rotary pairs: (i, i + A/2) as in GPT-NeoX, (2i, 2i + 1) as in GPT-J
 SOURCES = ("ids", "position")  # what `embed` looks up
 VISIBLE = ("causal",)  # which keys a query sees: room for bidirectional, prefix, cross
+FINISHES = ("none", "add", "gate", "activate")  # y, residual + y, act(y) * y2, act(y)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,22 @@ OPS = {
         Op("scale", 9, ("x[T,D]",), "[T,D]", floats=("factor",)),
         Op("softcap", 10, ("x[T,D]",), "[T,D]", floats=("cap",)),
         Op("rows", 11, ("x[T,D]",), "[R,D]"),
+    )
+}  # fmt: skip
+
+# Several of the above in one pass over memory, with the same bits: made by `fuse.py` only.
+FUSED = {
+    op.name: op
+    for op in (
+        Op("product", 12,
+           ("x[T,D]", "residual[T,N]?", "norm_weight[D]?", "norm_bias[D]?", "weight[N,D]",
+            "bias[N]?", "weight[N,D]?", "bias[N]?", "weight[N,D]?", "bias[N]?"), "[T,N]",
+           ints=("norm", "finish", "activation"), floats=("eps",)),
+        Op("attend", 13,
+           ("projected[T,(H+2*G)*C]", "angles[T,A]?", "query_norm_weight[C]?",
+            "query_norm_bias[C]?", "key_norm_weight[C]?", "key_norm_bias[C]?"), "[T,H*C]",
+           ints=("layer", "heads", "kv_heads", "visible", "window", "norm", "layout"),
+           floats=("scale", "softcap", "query_eps", "key_eps")),
     )
 }  # fmt: skip
 
@@ -141,6 +158,10 @@ class Runtime(Protocol):
 
     def finite(self) -> np.ndarray:
         """uint8 [R]: 1 where a row of the latest logits has neither NaN nor infinity."""
+        ...
+
+    def best(self) -> np.ndarray:
+        """int32 [R]: the first id with the largest logit in each row of the latest step."""
         ...
 
     def trace(self, batch: Batch) -> str:

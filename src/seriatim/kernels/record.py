@@ -8,12 +8,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from seriatim.kernels.ops import ACTIVATIONS, LAYOUTS, NORMS, OPS, SOURCES, VISIBLE
+from seriatim.kernels.ops import (
+    ACTIVATIONS,
+    FINISHES,
+    FUSED,
+    LAYOUTS,
+    NORMS,
+    OPS,
+    SOURCES,
+    VISIBLE,
+    Op,
+)
 
 ENUMS = {
     "activation": ACTIVATIONS,
+    "finish": FINISHES,
     "kind": NORMS,
     "layout": LAYOUTS,
+    "norm": NORMS,
     "source": SOURCES,
     "visible": VISIBLE,
 }
@@ -38,22 +50,33 @@ class Weight:
 
 @dataclass(frozen=True)
 class Record:
-    """One op: what it reads (absent optional inputs are `None`), what it writes, its attributes."""
+    """One op: what it reads, what it writes, its attributes.
+
+    Absent optional weights are `None`; absent optional buffers are left out.
+    """
 
     op: str
     inputs: tuple[Buffer | Weight | None, ...]
     output: Buffer
     attributes: Mapping[str, Any]
 
+    @property
+    def row(self) -> Op:
+        """Its row of the op table."""
+        return OPS[self.op] if self.op in OPS else FUSED[self.op]
+
     def ints(self) -> list[int]:
-        """Integer attributes in the table's order; words become their index."""
-        return [
-            ENUMS[name].index(self.attributes[name]) if name in ENUMS else self.attributes[name]
-            for name in OPS[self.op].ints
-        ]
+        """Integer attributes in the table's order; words become their index, None -1."""
+        return [_integer(name, self.attributes[name]) for name in self.row.ints]
 
     def floats(self) -> list[float]:
-        return [self.attributes[name] for name in OPS[self.op].floats]
+        return [self.attributes[name] for name in self.row.floats]
+
+
+def _integer(name: str, value: int | str | None) -> int:
+    if value is None:
+        return -1
+    return value if isinstance(value, int) else ENUMS[name].index(value)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from typing import Any
 from seriatim import codecs, zoo
 from seriatim.api import Model
 from seriatim.codecs import Codec
+from seriatim.codecs._files import named
+from seriatim.codecs._gguf import from_gguf
 from seriatim.engine.options import whole
 from seriatim.errors import FileError, ModelError, RequestError, ResourceError, did_you_mean
+from seriatim.files import gguf
 from seriatim.kernels.formats import FORMATS
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models import checkpoint, memory, runtime
@@ -181,6 +184,9 @@ def codec_of(path: Path, source: Checkpoint) -> Codec | None:
 def _beside(path: Path) -> Codec | None:
     if path.is_dir():
         return codecs.load(path)
+    if gguf.matches(path):
+        with named(path):
+            return from_gguf(gguf.read(path).metadata)
     found = sorted(path.parent.glob("tok*.bin"))
     if len(found) > 1:
         names = ", ".join(file.name for file in found)

@@ -21,7 +21,8 @@ LEVELS = {
     "engine": 3, "quant": 3,
     "api": 4, "results": 4, "scoring": 4, "loading": 4, "quantising": 4,
     "train": 5, "measure": 5, "serve": 5, "scale": 5,
-    "cli": 6, "weighing": 6, "progress": 6, "arguments": 6, "terminal": 6, "__main__": 6, "__init__": 6,
+    "cli": 6, "weighing": 6, "progress": 6, "arguments": 6, "terminal": 6, "__main__": 6,
+    "__init__": 6,
 }  # fmt: skip
 BESIDE = {
     "codecs": {"files"},

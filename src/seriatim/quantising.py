@@ -48,7 +48,7 @@ def quantize(
         method: "round", "search" (scales, by the weights alone) or "feedback" (keeps the outputs
             of each product, on ids the model draws itself or on `importance`); default: feedback
             for int4, search for int8.
-        importance: a file of the codec's kind, for "feedback".
+        importance: a file of the codec's kind; it turns "search" into "feedback".
         say: told of each weight as it is done.
 
     Raises:

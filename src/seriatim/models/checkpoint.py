@@ -207,9 +207,7 @@ def _ids(config: Mapping[str, Any], key: str, spec: Spec, say: Say, where: str) 
     return set(ids) - set(outside)
 
 
-def _config(
-    spec: Spec, weights: Mapping[str, np.ndarray], given: Mapping[str, Any]
-) -> dict[str, Any]:
+def _config(spec: Spec, weights: Mapping[str, Array], given: Mapping[str, Any]) -> dict[str, Any]:
     """Llama's config with the given keys over it, each fact in one spelling only."""
     base = llama.config(spec)
     if "rope_parameters" in given:

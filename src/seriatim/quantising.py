@@ -17,7 +17,8 @@ from seriatim.quant import report
 from seriatim.quant.model import METHODS, quantise
 from seriatim.scoring import cut
 
-MOST_IDS, WINDOW = 1 << 14, 512  # of an importance text: more gains little and takes long
+WINDOW = 512  # ids of an importance text that run together
+MOST_IDS, MOST_VALUES = 1 << 15, 1 << 27  # more gains little; results of a layer must fit memory
 KEPT = (*(p for p in HUB_FILES if p != "*.safetensors"), "README*", "LICENSE*")  # copied along
 
 
@@ -80,7 +81,8 @@ def _windows(path: Path, source: Checkpoint, codec: Codec | None) -> list[list[i
     windows = cut(ids, length, tuple(codec.start))
     if not windows:
         raise RequestError(f"{path} holds no text", expected="some, like what the model will see")
-    most = max(MOST_IDS // length, 1)
+    widest = max(max(layer.mlp.width for layer in source.spec.layers), source.spec.width)
+    most = max(min(MOST_IDS, MOST_VALUES // widest) // length, 1)
     if len(windows) <= most:
         return windows
     return [windows[i * len(windows) // most] for i in range(most)]

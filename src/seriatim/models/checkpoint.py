@@ -135,9 +135,13 @@ def write_quantised(folder: Path, source: Checkpoint, weights: Mapping[str, Arra
     Raises:
         ModelError: a fused tensor of parts that are not whole panels.
     """
-    own = source.path / CONFIG
-    ids = {"bos_token_id": source.start, "eos_token_id": list(source.ends) or None}
-    config = read_object(own) if source.path.is_dir() else _config(source.spec, source.weights, ids)
+    if source.path.is_dir():
+        config = read_object(source.path / CONFIG)
+    else:
+        ids = {"bos_token_id": source.start, "eos_token_id": list(source.ends) or None}
+        config = _config(source.spec, source.weights, ids)
+        if families.of(config)[1].spec(config) != source.spec:
+            raise ModelError("the model has parts that its config.json cannot describe")
     sources = families.by_name(source.family)[1].sources(source.spec, source.names.values())
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG, {**config, quantised.KEY: quantised.MARK})

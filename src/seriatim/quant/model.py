@@ -17,7 +17,7 @@ from seriatim.kernels.ops import BLOCK, Batch
 from seriatim.models import runtime
 from seriatim.models.config import Say, silent
 from seriatim.models.spec import Spec
-from seriatim.models.weights import Weights, dtype_name
+from seriatim.models.weights import Weights, dtype_name, first_nonfinite
 from seriatim.quant import inputs
 from seriatim.quant.feedback import Moments, feedback
 from seriatim.quant.inputs import Windows
@@ -71,6 +71,8 @@ def quantise(
         return blocks
 
     if method == "feedback" and todo:
+        if bad := first_nonfinite({name: weights[name] for name in todo}):
+            raise ModelError(f"{bad}: a weight is not finite")
         windows = draw(spec, weights, start) if importance is None else importance
         _feedback(weights, spec, kind, windows, set(todo), keep)
     else:

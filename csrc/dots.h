@@ -2,9 +2,9 @@
 // 32-bit lane, with four signed inputs that are the same for all rows.
 //
 // `Dot<type>` is the sums of one register of rows while it goes through a group of 32 columns:
-// `add` takes one stored vector (kernels/formats.py), its weights taken apart by `unpack` once for
-// all tokens, and `total` gives each row's sum of weight * x less `offset`, int32. Integers have no
-// rounding, so how they are added is each instruction set's own affair:
+// `unpack` reads stored vector v (kernels/formats.py) once for all tokens, `add` takes it in, and
+// `value` gives each row's sum of weight * x less `offset`, as f32, which holds it exactly.
+// Integers have no rounding, so how they are added is each instruction set's own affair:
 //
 //   VNNI      vpdpbusd adds four products into 32 bits
 //   AVX2/512  vpmaddubsw adds two products into 16 bits; a nibble is at most 15 and |x| at most
@@ -71,12 +71,17 @@ struct Dot<Type::kInt4> {
     Ints low, high;
   };
   Ints sum = {};
-  SERIATIM_INLINE static Weights unpack(Ints w) { return {low_nibbles(w), high_nibbles(w)}; }
-  SERIATIM_INLINE void add(Weights w, const int8_t* x) {
+  SERIATIM_INLINE static Weights unpack(const uint8_t* tile, int v) {
+    const Ints w = unaligned<Ints>(tile + v * 64);
+    return {low_nibbles(w), high_nibbles(w)};
+  }
+  SERIATIM_INLINE void add(Weights w, const int8_t* x, int) {
     sum = in_turn(add_pairs(sum, pairs(w.low, spread(x))));
     sum = in_turn(add_pairs(sum, pairs(w.high, spread(x + 4))));
   }
-  SERIATIM_INLINE Ints total(int32_t offset) const { return widen_pairs(sum, 1) - offset; }
+  SERIATIM_INLINE Vec value(const int32_t (&offset)[2], const uint8_t*) const {
+    return __builtin_convertvector(widen_pairs(sum, 1) - offset[0], Vec);
+  }
 };
 
 template <>
@@ -84,14 +89,17 @@ struct Dot<Type::kInt8> {
   static constexpr int kRegisters = 2;
   using Weights = Dot<Type::kInt4>::Weights;
   Ints low = {}, high = {};
-  SERIATIM_INLINE static Weights unpack(Ints w) { return {low_nibbles(w), high_nibbles(w)}; }
-  SERIATIM_INLINE void add(Weights w, const int8_t* x) {
+  SERIATIM_INLINE static Weights unpack(const uint8_t* tile, int v) {
+    const Ints w = unaligned<Ints>(tile + v * 64);
+    return {low_nibbles(w), high_nibbles(w)};
+  }
+  SERIATIM_INLINE void add(Weights w, const int8_t* x, int) {
     const Ints four = spread(x);
     low = in_turn(add_pairs(low, pairs(w.low, four)));
     high = in_turn(add_pairs(high, pairs(w.high, four)));
   }
-  SERIATIM_INLINE Ints total(int32_t offset) const {
-    return widen_pairs(low, 1) + widen_pairs(high, 16) - offset;
+  SERIATIM_INLINE Vec value(const int32_t (&offset)[2], const uint8_t*) const {
+    return __builtin_convertvector(widen_pairs(low, 1) + widen_pairs(high, 16) - offset[0], Vec);
   }
 };
 
@@ -131,15 +139,18 @@ struct Dot {
     Ints low, high;
   };
   Ints sum = {};
-  SERIATIM_INLINE static Weights unpack(Ints w) {
+  SERIATIM_INLINE static Weights unpack(const uint8_t* tile, int v) {
+    const Ints w = unaligned<Ints>(tile + v * 64);
     if (kNibbles) return {low_nibbles(w), high_nibbles(w)};
     return {kTurned ? (Ints)((Bits)w ^ 0x80808080) : w, Ints{}};
   }
-  SERIATIM_INLINE void add(Weights w, const int8_t* x) {
+  SERIATIM_INLINE void add(Weights w, const int8_t* x, int) {
     sum = add_fours(sum, w.low, spread(x));
     if (kNibbles) sum = add_fours(sum, w.high, spread(x + 4));
   }
-  SERIATIM_INLINE Ints total(int32_t offset) const { return kTurned ? sum : sum - offset; }
+  SERIATIM_INLINE Vec value(const int32_t (&offset)[2], const uint8_t*) const {
+    return __builtin_convertvector(kTurned ? sum : sum - offset[0], Vec);
+  }
 };
 
 #endif

@@ -41,17 +41,18 @@ class Model:
         run: Runtime,
         *,
         blocks: int,
-        size: int,
+        weight_bytes: int,
         facts: str,
     ) -> None:
         self.checkpoint, self.codec, self.runtime = source, codec, run
+        self.weight_bytes = weight_bytes  # as loaded: precision may differ from what is stored
         self.pool = BlockPool(blocks, run.resize)
         self.vocab_size = source.spec.vocab_size
         self.context = min(source.spec.context, blocks * BLOCK)
         self.ends = tuple(sorted({*source.ends, *(codec.ends if codec else ())}))
         own = () if source.start is None else (source.start,)
         self.start = (codec.start if codec else ()) or own  # what an empty prompt becomes
-        self.facts, self.size = facts, size  # bytes of all weights
+        self.facts = facts
         self.engine = Engine(self)  # every call of this model shares it
 
     def __repr__(self) -> str:

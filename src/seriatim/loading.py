@@ -10,7 +10,7 @@ from seriatim.api import Model
 from seriatim.codecs import Codec
 from seriatim.engine.options import whole
 from seriatim.errors import FileError, ModelError, RequestError, ResourceError, did_you_mean
-from seriatim.kernels.formats import FORMATS
+from seriatim.kernels.formats import MADE
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models import checkpoint, memory, runtime
 from seriatim.models.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ def load(
     isa: str | None = None,
     **unknown: Any,
 ) -> Model:
-    """Load a model: a shipped name, a Hugging Face folder, a llama2.c .bin file, or a hub id.
+    """Load a model: a shipped name, a Hugging Face folder, a GGUF or llama2.c file, or a hub id.
 
     Args:
         name: a shipped model ("tales") if it has no separator; else a path if it exists; else a
@@ -53,7 +53,8 @@ def load(
         RequestError: an option or name that cannot be honoured.
         FileError: a file that is missing, damaged or of an unknown kind.
         ModelError: a checkpoint that seriatim cannot run exactly.
-        ResourceError: not one block of keys and values fits `cache_bytes`.
+        ResourceError: not one block of keys and values fits `cache_bytes`, or the blocks of a GGUF
+            file do not fit into memory.
 
     Example:
         >>> load("tales", threads=1).vocab_size > 0
@@ -80,10 +81,11 @@ def load(
         run = runtime.torch(source.spec, values, device=device, **given)
     blocks = _blocks(source, run, cache_bytes, asked=context)
     facts = _facts(_label(name, path), source, values, kv, blocks)
-    if precision in FORMATS and precision not in source.dtypes:
+    if precision in MADE and precision not in source.dtypes:
         facts += ", rounded to nearest"
     size = sum(weight.nbytes for weight in values.values())
-    return Model(source, codec, run, blocks=blocks, size=size, facts=f"{facts}, {run.facts}")
+    facts = f"{facts}, {run.facts}"
+    return Model(source, codec, run, blocks=blocks, weight_bytes=size, facts=facts)
 
 
 def find(name: str | Path) -> Path:
@@ -144,7 +146,7 @@ def _check(backend: str, device: str | None, isa: str | None, threads: int | Non
 
 
 def _check_types(precision: Any, kv: Any) -> None:
-    known = ("stored", *DTYPES, *FORMATS)
+    known = ("stored", *DTYPES, *MADE)
     if precision not in known:
         hint = did_you_mean(str(precision), known)
         raise RequestError(f"precision is {precision!r:.80}", fix=hint)
@@ -153,7 +155,7 @@ def _check_types(precision: Any, kv: Any) -> None:
 
 
 def _converted(source: Checkpoint, precision: str) -> Weights:
-    if precision not in FORMATS:
+    if precision not in MADE:
         return convert(source.weights, precision)
     from seriatim.quant.model import quantise
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from seriatim.codecs import Codec
 from seriatim.errors import FileError, RequestError, ResourceError, did_you_mean
-from seriatim.kernels.formats import FORMATS
+from seriatim.kernels.formats import MADE
 from seriatim.loading import HUB_FILES, codec_of, find
 from seriatim.models import checkpoint
 from seriatim.models.checkpoint import CONFIG, Checkpoint
@@ -89,8 +89,8 @@ def _windows(path: Path, source: Checkpoint, codec: Codec | None) -> list[list[i
 
 
 def _check(to: str, method: str | None) -> None:
-    if to not in FORMATS:
-        raise RequestError(f"to is {to!r:.80}", fix=did_you_mean(str(to), FORMATS))
+    if to not in MADE:
+        raise RequestError(f"to is {to!r:.80}", fix=did_you_mean(str(to), MADE))
     if method is not None and method not in METHODS:
         raise RequestError(f"method is {method!r:.80}", fix=did_you_mean(str(method), METHODS))
 

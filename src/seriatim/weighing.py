@@ -88,7 +88,7 @@ def _compared(a: str, b: str, text: Path | None, ways: dict[str, Any]) -> dict[s
             length = min(exact.context, other.context)
             ids = windows(exact, text, length=length)
             found[name] = asdict(compare(exact, other, ids))
-            found.setdefault("bytes", [_stored(exact), other.size])
+            found.setdefault("bytes", [_stored(exact), other.weight_bytes])
     return found
 
 

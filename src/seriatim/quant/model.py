@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 
 from seriatim.errors import ModelError, RequestError, did_you_mean
-from seriatim.kernels.formats import FORMATS, Array, Blocks
+from seriatim.kernels.formats import MADE, Array, Blocks
 from seriatim.kernels.ops import BLOCK, Batch
 from seriatim.models import runtime
 from seriatim.models.config import Say, silent
@@ -158,9 +158,9 @@ def _table(weights: Mapping[str, Array], spec: Spec, kind: str, windows: Windows
 def _check(
     weights: Mapping[str, Array], kind: str, method: str, importance: Windows | None
 ) -> None:
-    if kind not in FORMATS:
+    if kind not in MADE:
         raise RequestError(
-            f"the blocks asked for are {kind!r:.80}", fix=did_you_mean(kind, FORMATS)
+            f"the blocks asked for are {kind!r:.80}", fix=did_you_mean(str(kind), MADE)
         )
     if method not in METHODS:
         raise RequestError(f"method is {method!r:.80}", fix=did_you_mean(str(method), METHODS))

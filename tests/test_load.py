@@ -276,10 +276,9 @@ def test_keys_and_values_are_kept_as_asked(kv, tolerance, tmp_path):
 
 
 BAD_OPTIONS = [
-    (dict(precision="int8"), ["'int8'", "not have yet", "'bf16'"]),
-    (dict(precision="int4"), ["'int4'", "not have yet", "'bf16'"]),
+    (dict(precision="int5"), ["'int5'", "did you mean int8?"]),
     (dict(precision="F32"), ["'F32'", "did you mean f32?"]),
-    (dict(precision=None), ["precision is None", "known: bf16, f16, f32, stored"]),
+    (dict(precision=None), ["precision is None", "known: bf16, f16, f32, int4, int8, stored"]),
     (dict(precision=["f32"]), ["precision is ['f32']"]),
     (dict(kv="int4"), ["kv is 'int4'", "'f32', 'bf16' or 'int8'"]),
     (dict(kv=8), ["kv is 8", "'f32', 'bf16' or 'int8'"]),

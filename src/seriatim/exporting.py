@@ -6,7 +6,7 @@ from seriatim.codecs import _templates
 from seriatim.codecs._gguf_out import metadata_of
 from seriatim.errors import RequestError, did_you_mean
 from seriatim.files import gguf
-from seriatim.loading import _codec, _label, find
+from seriatim.loading import codec_of, find, label_of
 from seriatim.models import checkpoint
 from seriatim.quant.export import TYPES, Exported, write
 
@@ -38,7 +38,7 @@ def export(model: str | Path, out: Path, *, to: str = "gguf", type: str = "f16")
         raise RequestError(f"type is {type!r:.80}", fix=did_you_mean(str(type), TYPES))
     path = find(model)
     source = checkpoint.read(path)
-    codec = _codec(path, source)
+    codec = codec_of(path, source)
     notes = list(source.notes)
     tokenizer = metadata_of(codec, size=source.spec.vocab_size, ends=source.ends, say=notes.append)
     return write(
@@ -47,7 +47,7 @@ def export(model: str | Path, out: Path, *, to: str = "gguf", type: str = "f16")
         source.weights,
         tokenizer | _templates.to_gguf(_templates_of(path)),
         type=type,
-        name=_label(model, path),
+        name=label_of(model, path),
         notes=notes,
     )
 

@@ -19,10 +19,6 @@ Text = Annotated[
     Path | None, typer.Option(help="To compare on.", show_default="drawn from the model")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
-EXACT = {
-    "precision": "f32",
-    "kv": "f32",
-}  # the reference: the weights as they are, no more rounding
 
 
 def quantize(
@@ -97,12 +93,12 @@ def export(
     print_facts({**vars(made), "path": str(made.path)}, as_json)
 
 
-def _compared(a: str, b: str, text: Path | None, ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Of B, loaded in each of several ways, to A as it is."""
+def _compared(a: str, b: str, text: Path | None, ways: dict[str, Any]) -> dict[str, Any]:
+    """Of B, loaded in each of several ways, to A computed in f32: its weights, nothing rounded."""
     from seriatim.measure.compare import compare, windows
 
     with spinner("comparing"):
-        exact = seriatim.load(a, **EXACT)
+        exact = seriatim.load(a, precision="f32", kv="f32")
         found: dict[str, Any] = {}
         for name, options in ways.items():
             other = seriatim.load(b, **options)

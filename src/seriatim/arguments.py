@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from functools import wraps
+from importlib.util import find_spec
 from inspect import Signature, signature
 from typing import Annotated, Any
 
 import typer
+
+from seriatim.errors import SeriatimError
 
 
 def _loading(
@@ -45,3 +48,11 @@ def loads(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = Signature(shown)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {p.name: p.annotation for p in shown}
     return run
+
+
+def need_torch() -> None:
+    """Refuse a command that trains where torch is not installed."""
+    if find_spec("torch") is None:
+        raise SeriatimError(
+            "training needs torch, which is not installed", fix="pip install 'seriatim[train]'"
+        )

@@ -16,7 +16,7 @@ import typer
 
 import seriatim
 from seriatim import weighing
-from seriatim.arguments import loads
+from seriatim.arguments import loads, need_torch
 from seriatim.errors import FileError, RequestError, SeriatimError
 from seriatim.terminal import failed, plain, replace_closed, spinner, stdin_text, tell, typed, write
 
@@ -159,7 +159,7 @@ def train(
 ) -> None:
     """Train a model on files: a folder that `generate` and `transformers` load."""
     options = {name: value for name, value in locals().items() if name != "data"}
-    _need_torch()
+    need_torch()
     from seriatim.progress import Bar
 
     with Bar() as bar:
@@ -391,12 +391,3 @@ def _print_row(name: str, facts: dict[str, Any], as_json: bool) -> None:
         write(json.dumps({"name": name, **facts}) + "\n")
         return
     write("\t".join([name, *map(str, facts.values())]) + "\n")
-
-
-def _need_torch() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None:
-        raise SeriatimError(
-            "training needs torch, which is not installed", fix="pip install 'seriatim[train]'"
-        )

@@ -15,7 +15,7 @@ import typer
 
 import seriatim
 from seriatim import weighing
-from seriatim.arguments import loads, parse_bias, parse_ids
+from seriatim.arguments import loads, need_torch, parse_bias, parse_ids
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
@@ -170,7 +170,7 @@ def train(
 ) -> None:
     """Train a model on files: a folder that `generate` and `transformers` load."""
     options = {name: value for name, value in locals().items() if name != "data"}
-    _need_torch()
+    need_torch()
     from seriatim.progress import Bar
 
     with Bar() as bar:
@@ -362,12 +362,3 @@ def _print_score(name: str, score: "Score", as_json: bool) -> None:
     bits = "-" if score.bits_per_unit is None else f"{score.bits_per_unit:.4f}"
     error = "" if score.error is None else f" ± {score.error:.4f}"
     write(f"{plain(name)}\t{bits}{error} bits per {score.unit}\t{len(score.ids)} ids\n")
-
-
-def _need_torch() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None:
-        raise SeriatimError(
-            "training needs torch, which is not installed", fix="pip install 'seriatim[train]'"
-        )

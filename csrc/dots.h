@@ -6,20 +6,16 @@
 // all tokens, and `total` gives each row's sum of weight * x less `offset`, int32. Integers have no
 // rounding, so how they are added is each instruction set's own affair:
 //
-//   VNNI      vpdpbusd adds four products into 32 bits
-//   AVX2/512  vpmaddubsw adds two products into 16 bits; a nibble is at most 15 and |x| at most
-//   127,
-//             so eight such sums stay below 2^15. A byte is taken as two nibbles.
-//   NEON      sdot on weights with their top bit turned, which subtracts 128
-//   plain     one product at a time
+// A translation unit sets SERIATIM_DOT:
+//
+//   0  plain     SSE2's pmaddwd adds two products of 16-bit integers; else one product at a time
+//   1  AVX2/512  vpmaddubsw adds two products into 16 bits; a nibble is at most 15 and |x| at most
+//                127, so eight such sums stay below 2^15. A byte is taken as two nibbles.
+//   2  VNNI      vpdpbusd adds four products into 32 bits
+//   3  NEON      sdot, on signed bytes: weights with their top bit turned, which subtracts 128
 #pragma once
 #include "ops.h"
 #include "simd.h"
-#if SERIATIM_DOT == 3
-#include <arm_neon.h>
-#endif
-
-// SERIATIM_DOT: 0 plain, 1 vpmaddubsw, 2 vpdpbusd, 3 sdot.
 
 namespace seriatim {
 namespace {
@@ -110,6 +106,14 @@ SERIATIM_INLINE Ints add_fours(Ints sum, Ints w, Ints x) {
 #elif SERIATIM_DOT == 3
 SERIATIM_INLINE Ints add_fours(Ints sum, Ints w, Ints x) {
   return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
+}
+#elif defined(__SSE2__)
+// Bytes 0 and 2, then 1 and 3, each widened to 16 bits.
+SERIATIM_INLINE Ints add_fours(Ints sum, Ints w, Ints x) {
+  using Shorts = int16_t __attribute__((vector_size(16)));
+  const __m128i even = (__m128i)((Shorts)((Bits)x << 8) >> 8), odd = (__m128i)((Shorts)x >> 8);
+  sum += (Ints)_mm_madd_epi16((__m128i)(w & 0x00ff00ff), even);
+  return sum + (Ints)_mm_madd_epi16((__m128i)((Bits)w >> 8 & 0x00ff00ff), odd);
 }
 #else
 SERIATIM_INLINE Ints add_fours(Ints sum, Ints w, Ints x) {

@@ -32,52 +32,73 @@ SERIATIM_INLINE int64_t groups_of(int64_t columns) { return (columns + kGroup - 
 
 // ---- inputs ------------------------------------------------------------------------------------
 
-using Eight = uint8_t __attribute__((vector_size(kWidth)));
-
 struct Rounded {
   float scale;
   int32_t sum;
 };
 
-SERIATIM_INLINE int32_t largest(Ints v) {
-  int32_t most = v[0];
-  for (int i = 1; i < kWidth; ++i) most = v[i] > most ? v[i] : most;
-  return most;
+// Registers of one group.
+constexpr int kGroupParts = 2 * kParts;
+using Four = int32_t __attribute__((vector_size(16)));
+
+// The eight, four, two and one left when halves are put together by `f`.
+template <class F>
+SERIATIM_INLINE int32_t folded(Ints v, F&& f) {
+#if SERIATIM_WIDTH == 16
+  const auto half = f(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                      __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  const Four four = f(__builtin_shufflevector(half, half, 0, 1, 2, 3),
+                      __builtin_shufflevector(half, half, 4, 5, 6, 7));
+#elif SERIATIM_WIDTH == 8
+  const Four four =
+      f(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7));
+#else
+  const Four four = v;
+#endif
+  const Four two = f(four, __builtin_shufflevector(four, four, 2, 3, 0, 1));
+  return f(two, __builtin_shufflevector(two, two, 1, 0, 3, 2))[0];
 }
 
-SERIATIM_INLINE int32_t sum_of(Ints v) {
-  int32_t sum = 0;
-  for (int i = 0; i < kWidth; ++i) sum += v[i];
-  return sum;
+// The low bytes of a group's integers, in order.
+SERIATIM_INLINE void store_bytes(int8_t* to, const Ints (&q)[kGroupParts]) {
+#if SERIATIM_WIDTH == 16
+  for (int i = 0; i < kGroupParts; ++i)
+    _mm_storeu_si128((__m128i*)(to + i * kWidth), _mm512_cvtepi32_epi8((__m512i)q[i]));
+#elif SERIATIM_WIDTH == 8
+  const __m256i words = _mm256_packs_epi32((__m256i)q[0], (__m256i)q[1]);
+  const __m256i more = _mm256_packs_epi32((__m256i)q[2], (__m256i)q[3]);
+  const __m256i bytes = _mm256_packs_epi16(words, more);  // fours of both halves in turn
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32(bytes, order));
+#else
+  for (int i = 0; i < kGroup; ++i) to[i] = static_cast<int8_t>(q[i / kWidth][i % kWidth]);
+#endif
 }
 
 // To the nearest integers, ties to even, by adding 1.5 * 2^23. What is not finite makes the scale
 // so too: compared as integers, such values are the largest.
 SERIATIM_INLINE Rounded round_group(f32x16 a, f32x16 b, int8_t* to) {
-  constexpr float kMagic = 0x1.8p23f;
-  Ints most = {};
-  SERIATIM_EACH {
-    const Ints x = (Ints)abs(a).part[i], y = (Ints)abs(b).part[i];
-    most = x > most ? x : most;
-    most = y > most ? y : most;
+  Vec x[kGroupParts];
+  Ints most = {}, sum = {}, q[kGroupParts];
+  SERIATIM_EACH x[i] = a.part[i];
+  SERIATIM_EACH x[kParts + i] = b.part[i];
+  for (int i = 0; i < kGroupParts; ++i) {
+    const Ints size = (Ints)x[i] & 0x7fffffff;
+    most = size > most ? size : most;
   }
-  const int32_t bits = largest(most);
+  const int32_t bits =
+      folded(most, [](auto m, auto n) SERIATIM_INLINE_LAMBDA { return m > n ? m : n; });
   float size;
   __builtin_memcpy(&size, &bits, sizeof size);
   float factor = 127.0f / size;
   factor = factor < __builtin_inff() ? factor : 0.0f;  // 0 or next to it: all become 0
-  Ints sum = {};
-  const auto round = [&](f32x16 v, int8_t* out) SERIATIM_INLINE_LAMBDA {
-    SERIATIM_EACH {
-      const Ints q = (Ints)(v.part[i] * factor + kMagic) - (Ints)splat(kMagic);
-      const Eight bytes = __builtin_convertvector((Bits)q, Eight);
-      __builtin_memcpy(out + i * kWidth, &bytes, sizeof bytes);
-      sum += q;
-    }
-  };
-  round(a, to);
-  round(b, to + kLanes);
-  return {size / 127.0f, sum_of(sum)};
+  const Vec by = splat(factor), magic = splat(0x1.8p23f);
+  for (int i = 0; i < kGroupParts; ++i) {
+    q[i] = (Ints)(x[i] * by + magic) - (Ints)magic;
+    sum += q[i];
+  }
+  store_bytes(to, q);
+  return {size / 127.0f, folded(sum, [](auto m, auto n) SERIATIM_INLINE_LAMBDA { return m + n; })};
 }
 
 // One token's inputs into its place among `tokens`.

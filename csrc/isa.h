@@ -2,7 +2,6 @@
 // table of kernels. Include only in isa_*.cpp, after setting SERIATIM_WIDTH.
 #pragma once
 #include "attention.h"
-
 #include "ops.h"
 #include "pointwise.h"
 #include "product.h"
@@ -11,13 +10,14 @@ namespace seriatim {
 namespace {
 
 // `rows`: T or R, whichever the record works on.
-Memory memory(const Record& record, const Batch&, int64_t rows, int64_t) {
+Memory memory(const Record& record, const Batch& batch, int64_t rows, int64_t workers) {
   switch (record.op) {
     case Op::kLinear:
     case Op::kProduct:
       return product_memory(record, rows);
     case Op::kAttention:
-      return attention_memory(record);
+    case Op::kAttend:
+      return attention_memory(record, batch, workers);
     default:
       return {};
   }
@@ -30,7 +30,7 @@ Memory memory(const Record& record, const Batch&, int64_t rows, int64_t) {
   namespace seriatim {                                                                            \
   const Isa symbol = {name,                                                                       \
                       {embed, product, norm, rotary, rope, attention, gate, activate, add, scale, \
-                       softcap, rows, product, nullptr},                                          \
+                       softcap, rows, product, attention},                                        \
                       memory,                                                                     \
                       survey};                                                                    \
   }

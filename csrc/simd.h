@@ -72,6 +72,9 @@ SERIATIM_INLINE Vec load_part(const f16* p) { return _mm512_cvtph_ps(unaligned<_
 SERIATIM_INLINE Vec load_part(const bf16* p) {
   return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(unaligned<__m256i>(p)), 16);
 }
+SERIATIM_INLINE Vec load_part(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unaligned<__m128i>(p)));
+}
 
 #elif SERIATIM_WIDTH == 8
 
@@ -79,6 +82,9 @@ SERIATIM_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); 
 SERIATIM_INLINE Vec load_part(const f16* p) { return _mm256_cvtph_ps(unaligned<__m128i>(p)); }
 SERIATIM_INLINE Vec load_part(const bf16* p) {
   return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(unaligned<__m128i>(p)), 16);
+}
+SERIATIM_INLINE Vec load_part(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
 
 #else
@@ -112,6 +118,12 @@ using Halves = uint16_t __attribute__((vector_size(kWidth * 2)));
 
 SERIATIM_INLINE Vec load_part(const bf16* p) {
   return (Vec)(__builtin_convertvector(unaligned<Halves>(p), Bits) << 16);
+}
+
+SERIATIM_INLINE Vec load_part(const int8_t* p) {
+  Vec v;
+  for (int i = 0; i < kWidth; ++i) v[i] = p[i];
+  return v;
 }
 
 #ifdef __aarch64__
@@ -218,12 +230,31 @@ SERIATIM_INLINE f32x16 round_bf16(f32x16 x) {
   return x;
 }
 
-SERIATIM_INLINE void store_first(bf16* p, f32x16 v, int64_t n) {
-  uint16_t halves[2 * kLanes];
-  const f32x16 rounded = round_bf16(v);
-  __builtin_memcpy(halves, &rounded, sizeof rounded);
-  constexpr int kHigh = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
-  for (int64_t i = 0; i < n; ++i) p[i].bits = halves[2 * i + kHigh];
+SERIATIM_INLINE void store(bf16* p, f32x16 v) {
+  using Halves = uint16_t __attribute__((vector_size(kWidth * 2)));
+  v = round_bf16(v);
+  SERIATIM_EACH {
+    const Halves halves = __builtin_convertvector((Bits)v.part[i] >> 16, Halves);
+    __builtin_memcpy(p + i * kWidth, &halves, sizeof halves);
+  }
+}
+
+// Rounded to whole numbers, halves to even; |v| must be below 128.
+SERIATIM_INLINE void store(int8_t* p, f32x16 v) {
+  using Bytes = int8_t __attribute__((vector_size(kWidth)));
+  const Vec magic = splat(0x1.8p23f);
+  SERIATIM_EACH {
+    const Ints whole = (Ints)(v.part[i] + magic) - (Ints)magic;
+    const Bytes bytes = __builtin_convertvector(whole, Bytes);
+    __builtin_memcpy(p + i * kWidth, &bytes, sizeof bytes);
+  }
+}
+
+template <class W>
+SERIATIM_INLINE void store_first(W* p, f32x16 v, int64_t n) {
+  W lanes[kLanes];
+  store(lanes, v);
+  __builtin_memcpy(p, lanes, n * sizeof(W));
 }
 
 // Lanes n and above become zero.
@@ -262,6 +293,16 @@ SERIATIM_INLINE Vec4 reduce(f32x16 a, f32x16 b, f32x16 c, f32x16 d) {
   return __builtin_shufflevector(pq, rs, 0, 2, 4, 6) + __builtin_shufflevector(pq, rs, 1, 3, 5, 7);
 }
 
+// The largest lane, where none is NaN.
+SERIATIM_INLINE float largest(f32x16 v) {
+  Vec4 quarters[4];
+  __builtin_memcpy(quarters, &v, sizeof v);
+  for (int i = 1; i < 4; ++i) quarters[0] = quarters[i] > quarters[0] ? quarters[i] : quarters[0];
+  const Vec4 m = quarters[0];
+  const float a = m[0] > m[1] ? m[0] : m[1], b = m[2] > m[3] ? m[2] : m[3];
+  return a > b ? a : b;
+}
+
 // ---- work
 // ----------------------------------------------------------------------------------------
 
@@ -288,7 +329,8 @@ SERIATIM_INLINE f32x16 load_up_to(const W* p, int64_t n) {
   return n == kLanes ? load(p) : load_first(p, n);
 }
 
-SERIATIM_INLINE void store_up_to(float* p, f32x16 v, int64_t n) {
+template <class W>
+SERIATIM_INLINE void store_up_to(W* p, f32x16 v, int64_t n) {
   n == kLanes ? store(p, v) : store_first(p, v, n);
 }
 

@@ -360,7 +360,7 @@ ERRORS = [
     (["generate", "x", "--device", "cuda"], ["device is 'cuda'", "backend='torch'"]),
     (["generate", "x", "--backend", "torch", "--threads", 2], ["threads is 2", "leave it out"]),
     (["generate", "x", "--precision", "int4"], ["int4", "not have yet"]),
-    (["generate", "x", "--kv", "int8"], ["kv is 'int8'"]),
+    (["generate", "x", "--kv", "int4"], ["kv is 'int4'"]),
     (["generate", "x", "--threads", 0], ["threads is 0"]),
     (["generate", "x", "--context", 257], ["context is 257", "256"]),
     (["generate", "x", "--cache-bytes", 5], ["cache_bytes is 5", "64 positions"]),

@@ -25,7 +25,7 @@ def expected_attention(forward, weights, batch, kv):
     """The reference over a cache of the stored type, float64 otherwise."""
     width = weights["k"].shape[1]
     heads = forward_heads(forward)
-    dtype = torch.bfloat16 if kv == "bf16" else torch.float64
+    dtype = {"f32": torch.float64, "bf16": torch.bfloat16, "int8": torch.int8}[kv]
     cache = Cache([(heads, width // heads)], dtype, "cpu")
     cache.resize(int(batch.block_table.max()) + 1)
     return reference_run(forward, {n: as_torch(a) for n, a in weights.items()}, batch, cache)
@@ -36,8 +36,8 @@ def forward_heads(forward):
     return cells["kv_heads"].cell_contents
 
 
-@pytest.mark.parametrize("kv", ["f32", "bf16"])
-@pytest.mark.parametrize("channels", [1, 5, 12, 64, 80])
+@pytest.mark.parametrize("kv", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("channels", [1, 5, 12, 33, 48, 64, 80, 128])
 @pytest.mark.parametrize("heads, kv_heads", [(1, 1), (6, 2)])
 def test_attention_is_the_reference(kv, channels, heads, kv_heads):
     forward = attention(heads, kv_heads)
@@ -78,7 +78,7 @@ def chunks_of(lengths, tables, cut):
             yield Batch(indices(ids), indices(position), indices(sequence), table, indices([]))
 
 
-@pytest.mark.parametrize("kv", ["f32", "bf16"])
+@pytest.mark.parametrize("kv", ["f32", "bf16", "int8"])
 @pytest.mark.parametrize("window", [0, 40])
 def test_chunks_company_and_block_order_change_nothing(kv, window):
     """Three sequences whose blocks lie in random order, in steps of any shape: the same bits."""

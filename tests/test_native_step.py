@@ -58,7 +58,7 @@ def test_a_bad_weight_is_named():
     forward, weights = on(normal(0, 2, 6), product)
     weights["w"] = normal(1, 40, 6)
     weights["w"][7, 1] = np.nan
-    assert make(forward, weights, threads=2).trace(one_sequence(2)) == "w (linear)"
+    assert make(forward, weights, threads=2).trace(one_sequence(2)) == "w (product)"
 
 
 def test_a_result_outlives_the_buffers_it_came_from():

@@ -13,7 +13,7 @@ def _loading(
     backend: Annotated[str, typer.Option(help="native or torch.")] = "native",
     device: Annotated[str | None, typer.Option(help="Of the torch backend: cpu, ...")] = None,
     precision: Annotated[str, typer.Option(help="stored, f32, f16 or bf16.")] = "stored",
-    kv: Annotated[str | None, typer.Option(help="Keys and values: f32 or bf16.")] = None,
+    kv: Annotated[str | None, typer.Option(help="Keys and values: f32, bf16 or int8.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Workers.", show_default="one per processor")
     ] = None,

@@ -41,7 +41,7 @@ def load(
         backend: "native" (the CPU) or "torch" (the reference, on any torch device).
         device: for the torch backend: "cpu" (default), "cuda", ...
         precision: of the weights: "stored" (exactly as they are), "f32", "f16" or "bf16".
-        kv: how keys and values are stored: "f32" or "bf16"; default "f32" for f32 weights.
+        kv: how keys and values are stored: "f32", "bf16" or "int8"; default "f32" for f32 weights.
         threads: workers; default: one for each processor granted.
         context: the most ids of a sequence; default: the model's own, or what fits `cache_bytes`.
         cache_bytes: the most memory for keys and values; default: half of what is available now.
@@ -147,8 +147,8 @@ def _check_types(precision: Any, kv: Any) -> None:
     if precision not in ("stored", *DTYPES):
         hint = did_you_mean(str(precision), ["stored", *DTYPES])
         raise RequestError(f"precision is {precision!r:.80}", fix=hint)
-    if kv not in (None, "f32", "bf16"):
-        raise RequestError(f"kv is {kv!r:.80}", expected="'f32' or 'bf16'")
+    if kv not in (None, "f32", "bf16", "int8"):
+        raise RequestError(f"kv is {kv!r:.80}", expected="'f32', 'bf16' or 'int8'")
 
 
 def _codec(path: Path, source: Checkpoint) -> Codec | None:

@@ -1,6 +1,5 @@
 // Plans: attention over several steps, and a model.
-#include <algorithm>
-#include <cstdio>
+#include <array>
 
 #include "compare.h"
 #include "plan.h"
@@ -16,15 +15,37 @@ std::vector<int32_t> counted(int64_t n, int32_t from) {
   return values;
 }
 
+constexpr int64_t kMost = 128;  // rows of a table
+
+// Two sequences, whose tokens come many and few at a time, in blocks out of order that are full of
+// NaN before.
+Values steps(Plan& plan) {
+  plan.resize(6);
+  for (int64_t b = 0; b < 6; ++b) plan.poison(b);
+  Values all;
+  std::array<int32_t, 2> position{};
+  for (const std::array<int64_t, 2> tokens :
+       {std::array<int64_t, 2>{70, 3}, {5, 60}, {1, 1}, {33, 0}, {1, 2}}) {
+    Step step{{}, {}, {}, {2, 0, 1, 5, 3, 4}, {}, 2, 3};
+    for (int32_t s = 0; s < 2; ++s)
+      for (int64_t i = 0; i < tokens[s]; ++i) {
+        step.ids.push_back(position[s] * 37 % (kMost - 1));
+        step.position.push_back(position[s]++);
+        step.sequence.push_back(s);
+      }
+    const Result result = plan.step(std::move(step));
+    all.insert(all.end(), result.data.get(), result.data.get() + result.rows * result.width);
+  }
+  return all;
+}
+
 struct Attention {
   Type kv;
   int64_t heads, kv_heads, channels, window;
   double softcap;
 
-  // 70 tokens at once, then 5, 1, 33 and 1; blocks out of order and full of NaN before.
   Values operator()(const Isa& isa) const {
     const int64_t q = heads * channels, k = kv_heads * channels;
-    constexpr int64_t kMost = 128;
     Plan plan(isa, 2, false, kv, {{kv_heads, channels}}, {{'T', q}, {'T', k}, {'T', k}, {'T', q}});
     const std::vector<char> table = weights(Type::kF32, kMost * q, 11);
     const int query = plan.tensor(table.data(), Type::kF32, {kMost, q});
@@ -35,24 +56,12 @@ struct Attention {
     plan.add(static_cast<int>(Op::kEmbed), {}, {value}, 2, {kIds}, {});
     plan.add(static_cast<int>(Op::kAttention), {0, 1, 2}, {}, 3, {0, heads, kv_heads, 0, window},
              {0.3, softcap});
-    plan.resize(3);
-    for (int64_t b = 0; b < 3; ++b) plan.poison(b);
-    Values all;
-    int32_t position = 0;
-    for (const int64_t tokens : {70, 5, 1, 33, 1}) {
-      std::vector<int32_t> ids = counted(tokens, position);
-      for (int32_t& id : ids) id = id * 37 % (kMost - 1);
-      const Result result = plan.step(
-          {ids, counted(tokens, position), std::vector<int32_t>(tokens), {2, 0, 1}, {}, 1, 3});
-      all.insert(all.end(), result.data.get(), result.data.get() + result.rows * result.width);
-      position += static_cast<int32_t>(tokens);
-    }
-    return all;
+    return steps(plan);
   }
 };
 
 void attention() {
-  for (const Type kv : {Type::kF32, Type::kBF16}) {
+  for (const Type kv : {Type::kF32, Type::kBF16, Type::kInt8}) {
     for (const int64_t channels : {1, 5, 16, 64, 80, 100})
       for (const int64_t window : {0, 7, 65})
         for (const double cap : {0.0, 5.0}) {
@@ -60,7 +69,48 @@ void attention() {
           same(to_string(channels) + " channels, window " + to_string(window),
                Attention{kv, grouped ? 6 : 2, grouped ? 2 : 1, channels, window, cap});
         }
-    report(std::string("attention ") + kTypes[static_cast<int>(kv)]);
+    report(std::string("attention ") + name_of(kv));
+  }
+}
+
+// With norms (-1: none) and ropes (-1: none) in it; three workers.
+struct Attend {
+  Type kv;
+  int64_t heads, kv_heads, channels, norm, layout, turned, window;
+
+  Values operator()(const Isa& isa) const {
+    const int64_t width = (heads + 2 * kv_heads) * channels;
+    Plan plan(isa, 3, false, kv, {{kv_heads, channels}},
+              {{'T', width}, {'T', turned ? turned : 2}, {'T', heads * channels}});
+    std::vector<std::vector<char>> held;
+    const auto tensor = [&](const std::vector<int64_t>& shape) {
+      const int64_t n = shape.size() == 2 ? shape[0] * shape[1] : shape[0];
+      held.push_back(weights(Type::kF32, n, held.size() + channels));
+      return plan.tensor(held.back().data(), Type::kF32, shape);
+    };
+    const auto vector = [&](bool there) { return there ? tensor({channels}) : -1; };
+    plan.add(static_cast<int>(Op::kEmbed), {}, {tensor({kMost, width})}, 0, {kIds}, {});
+    if (turned) plan.add(static_cast<int>(Op::kRotary), {}, {tensor({turned / 2})}, 1, {}, {1.0});
+    const bool normed = norm >= 0, shifted = norm == kLayerNorm;
+    plan.add(static_cast<int>(Op::kAttend), {0, turned ? 1 : -1},
+             {vector(normed), vector(shifted), vector(normed), vector(shifted)}, 2,
+             {0, heads, kv_heads, 0, window, norm, layout}, {0.3, 0.0, 1e-5, 1e-3});
+    return steps(plan);
+  }
+};
+
+void attend() {
+  for (const Type kv : {Type::kF32, Type::kBF16, Type::kInt8}) {
+    for (const int64_t channels : {2, 14, 64, 80})
+      for (const int64_t norm : {-1, int{kRms}, int{kLayerNorm}})
+        for (const int64_t layout : {-1, int{kHalf}, int{kInterleaved}})
+          for (const int64_t window : {0, 65}) {
+            const int64_t turned = layout < 0 ? 0 : window ? 2 : channels;
+            const int64_t heads = channels % 4 ? 6 : 3, kv_heads = channels % 4 ? 2 : 1;
+            same(to_string(channels) + " channels, norm " + to_string(norm),
+                 Attend{kv, heads, kv_heads, channels, norm, layout, turned, window});
+          }
+    report(std::string("attend ") + name_of(kv));
   }
 }
 
@@ -136,6 +186,7 @@ void models() {
 
 void check_plans() {
   attention();
+  attend();
   models();
 }
 

@@ -37,7 +37,7 @@ class NativeRuntime:
         plan: from `kernels/record.py`.
         weights: every tensor the plan names: float32, float16 or bfloat16, matrices [out, in].
         threads: workers; `None` is one for each processor granted.
-        kv: how keys and values are stored, "f32" or "bf16".
+        kv: how keys and values are stored, "f32", "bf16" or "int8".
         isa: an instruction set of `isas()`; `None` is the best.
         fused: several ops at once (`fuse.py`): faster, the same bits.
         names: what weights are called on disk, for `trace`.
@@ -63,8 +63,8 @@ class NativeRuntime:
             plan = fuse(plan, {name: _kind(array) for name, array in weights.items()})
         self.vocab_size = plan.logits.width
         self.threads = _checked_threads(threads)
-        self.kv, self.isa = _checked("kv", kv, ("f32", "bf16")), _checked_isa(isa)
-        self._records, self._names = plan.records, names or {}
+        self.kv, self.isa = _checked("kv", kv, ("f32", "bf16", "int8")), _checked_isa(isa)
+        self._records, self._names, self._weights = plan.records, names or {}, weights
         self._plan = _module().Plan(
             self.isa,
             self.threads,
@@ -142,9 +142,13 @@ class NativeRuntime:
         return "" if found < 0 else self._name(found)
 
     def _name(self, index: int) -> str:
+        """The record's first weight that is not finite; all of its matrices, if they are."""
         record = self._records[index]
-        weights = [self._names.get(w.name, w.name) for w in record.inputs if isinstance(w, Weight)]
-        return f"{' or '.join(weights) or f'result {index}'} ({record.op})"
+        weights = [w for w in record.inputs if isinstance(w, Weight)]
+        bad = [w for w in weights if w.name in self._weights and not _finite(self._weights[w.name])]
+        found = bad[:1] or [w for w in weights if len(w.shape) == 2] or weights
+        names = [self._names.get(w.name, w.name) for w in found]
+        return f"{' or '.join(names) or f'result {index}'} ({record.op})"
 
 
 class _Tensors:
@@ -239,7 +243,7 @@ def _layers(plan: Plan) -> list[tuple[int, int]]:
     """(kv heads, channels) of each layer, in order."""
     layers = {}
     for record in plan.records:
-        if record.op == "attention":
+        if record.op in ("attention", "attend"):
             channels = record.output.width // record.attributes["heads"]
             layers[record.attributes["layer"]] = (record.attributes["kv_heads"], channels)
     return [layers[i] for i in sorted(layers)]
@@ -252,6 +256,11 @@ def _slots(plan: Plan) -> list[tuple[str, int]]:
         width = max(record.output.width, slots.get(slot, ("", 0))[1])
         slots[slot] = (record.output.axis, width)
     return [slots[i] for i in range(len(slots))]
+
+
+def _finite(array: Array) -> bool:
+    values = array.scales if isinstance(array, Blocks) else array
+    return bool(np.isfinite(values).all())
 
 
 def _kind(array: Array) -> str:

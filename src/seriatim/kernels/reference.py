@@ -16,11 +16,17 @@ from seriatim.kernels.ops import BLOCK, Batch
 
 
 class Cache:
-    """Keys and values of every layer: [layer][block, slot, head, channel], 64 slots a block."""
+    """Keys and values of every layer: [layer][block, slot, head, channel], 64 slots a block.
+
+    At torch.int8 they are kept as the values they stand for (`round_heads`), in float32.
+    """
 
     def __init__(self, shapes: list[tuple[int, int]], dtype: torch.dtype, device: str) -> None:
+        self.int8 = dtype == torch.int8
+        kept = torch.float32 if self.int8 else dtype
+
         def empty() -> list[Tensor]:
-            return [torch.empty(0, BLOCK, *s, dtype=dtype, device=device) for s in shapes]
+            return [torch.empty(0, BLOCK, *s, dtype=kept, device=device) for s in shapes]
 
         self.keys, self.values = empty(), empty()
 
@@ -31,6 +37,12 @@ class Cache:
     def copy(self, source: int, target: int) -> None:
         for tensor in (*self.keys, *self.values):
             tensor[target] = tensor[source]
+
+    def write(self, layer: int, block: Tensor, slot: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep keys and values [token, head, channel] at a block and slot for each token."""
+        k, v = (round_heads(t) for t in (k, v)) if self.int8 else (k, v)
+        self.keys[layer][block, slot] = k.to(self.keys[layer].dtype)
+        self.values[layer][block, slot] = v.to(self.values[layer].dtype)
 
 
 class Expanded(NamedTuple):
@@ -141,8 +153,7 @@ class ReferenceOps:
     def _write(self, layer: int, k: Tensor, v: Tensor) -> None:
         assert self.cache is not None
         block, slot = self.block_table[self.sequence, self.position // BLOCK], self.position % BLOCK
-        self.cache.keys[layer][block, slot] = k.to(self.cache.keys[layer].dtype)
-        self.cache.values[layer][block, slot] = v.to(self.cache.values[layer].dtype)
+        self.cache.write(layer, block, slot, k, v)
 
     def _read(self, layer: int, sequence: int, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert self.cache is not None
@@ -185,9 +196,14 @@ class ReferenceOps:
 def round_groups(x: Tensor) -> Tensor:
     """Each group of 32 along the last axis to whole multiples of its largest size / 127."""
     groups = F.pad(x, (0, -x.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
-    most = groups.abs().amax(-1, keepdim=True)
-    q = (groups * (127 / most).nan_to_num(posinf=0)).round()  # half to even
-    return (q * (most / 127)).flatten(-2)[..., : x.shape[-1]]
+    return round_heads(groups).flatten(-2)[..., : x.shape[-1]]
+
+
+def round_heads(x: Tensor) -> Tensor:
+    """Values along the last axis to whole multiples of their largest size / 127."""
+    most = x.abs().amax(-1, keepdim=True)
+    q = (x * (127 / most).nan_to_num(posinf=0)).round()  # half to even
+    return q * (most / 127)
 
 
 def _wide(table: Tensor) -> torch.dtype:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from seriatim.kernels.formats import Array, Blocks, expand
-from seriatim.kernels.ops import BLOCK, Batch
+from seriatim.kernels.ops import Batch
 from seriatim.kernels.reference import Cache, Expanded, ReferenceOps
 
-KV = {"f32": torch.float32, "bf16": torch.bfloat16}
+KV = {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 class TorchRuntime:
@@ -20,7 +20,7 @@ class TorchRuntime:
         forward: logits from (ops, weights).
         weights: numpy arrays by name; copied to the device.
         layers: (kv heads, channels) of each layer.
-        kv: "f32" or "bf16", how keys and values are stored.
+        kv: "f32", "bf16" or "int8", how keys and values are stored.
         device: any torch device.
         names: what weights are called on disk, for `trace`.
     """
@@ -40,8 +40,8 @@ class TorchRuntime:
         self._names = names or {}
         self.weights = {name: _on(device, array) for name, array in weights.items()}
         self.cache = Cache(list(layers), KV[kv], device)
-        size = KV[kv].itemsize
-        self.block_bytes = sum(2 * BLOCK * heads * channels * size for heads, channels in layers)
+        stored = (*self.cache.keys, *self.cache.values)
+        self.block_bytes = sum(t.shape[1:].numel() * t.element_size() for t in stored)
         self.blocks = 0
         self._logits = np.empty((0, vocab_size), np.float32)
 

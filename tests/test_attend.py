@@ -1,0 +1,109 @@
+"""The fused `attend`: to the bit the records it stands for, for any shape, chunks and company."""
+
+import numpy as np
+import pytest
+from fused_attention import Layer, make_fused, make_unfused, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native_runs import indices, one_sequence
+
+from seriatim.kernels.native import isas
+from seriatim.kernels.ops import BLOCK, Batch
+
+KV = ["f32", "bf16", "int8"]
+
+
+@st.composite
+def layers(draw):
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 8))
+    channels = draw(st.sampled_from([1, 16, 20, 33, 48, 64, 80, 96, 128]))
+    return Layer(
+        kv_heads * group,
+        kv_heads,
+        channels,
+        turned=draw(st.integers(0, channels // 2)) * 2,
+        layout=draw(st.sampled_from(["half", "interleaved"])),
+        norm=draw(st.sampled_from([None, "rms", "layer"])),
+        window=draw(st.sampled_from([0, 0, 1, 40, 64, 100])),
+        softcap=draw(st.sampled_from([0.0, 0.0, 5.0])),
+    )
+
+
+def bits(array):
+    return array.view(np.uint32)
+
+
+def fresh(make, layer, tables, blocks, **options):
+    """A runtime whose cache holds nothing but poison."""
+    runtime = make(layer, tables, **options)
+    runtime.resize(blocks)
+    for block in range(blocks):
+        runtime.poison(block)
+    return runtime
+
+
+def whole(make, layer, tables, tokens, **options):
+    runtime = fresh(make, layer, tables, tokens // BLOCK + 1, **options)
+    return runtime.step(one_sequence(tokens)).copy()
+
+
+@given(layer=layers(), tokens=st.integers(1, 200), kv=st.sampled_from(KV))
+@settings(max_examples=40, deadline=None)
+def test_it_is_the_records_it_stands_for(layer, tokens, kv):
+    tables = weights(layer, tokens)
+    expected = whole(make_unfused, layer, tables, tokens, kv=kv, threads=1)
+    assert np.isfinite(expected).all()
+    for isa in isas():
+        for threads in (1, 2, 3):
+            got = whole(make_fused, layer, tables, tokens, kv=kv, threads=threads, isa=isa)
+            np.testing.assert_array_equal(bits(got), bits(expected))
+
+
+def steps(lengths, tables, cut):
+    """Ragged steps that bring each sequence forward by `cut(turn + sequence)` tokens at a time."""
+    done, base = [0] * len(lengths), np.cumsum([0, *lengths])
+    turn = 0
+    while any(d < n for d, n in zip(done, lengths, strict=True)):
+        ids, position, sequence = [], [], []
+        for s, n in enumerate(lengths):
+            end = min(n, done[s] + cut(turn + s))
+            ids += range(base[s] + done[s], base[s] + end)
+            position += range(done[s], end)
+            sequence += [s] * (end - done[s])
+            done[s] = end
+        turn += 1
+        if ids:
+            yield Batch(
+                indices(ids), indices(position), indices(sequence), indices(tables), indices([])
+            )
+
+
+@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("window", [0, 150])
+@pytest.mark.parametrize("heads, kv_heads, channels", [(9, 3, 64), (4, 1, 20), (3, 3, 48)])
+def test_chunks_company_blocks_and_threads_change_nothing(kv, window, heads, kv_heads, channels):
+    """Sequences whose blocks lie in random order, in steps of any shape: the same bits."""
+    layer = Layer(heads, kv_heads, channels, turned=channels // 2, norm="rms", window=window)
+    lengths = [390, 1, 65, 130]
+    order = np.random.default_rng(1).permutation(20)
+    tables = [[*order[:7]], [order[7]] + [-1] * 6, [*order[8:10]] + [-1] * 5,
+              [*order[10:13]] + [-1] * 4]  # fmt: skip
+    table = weights(layer, sum(lengths))
+    alone = []
+    for start, length in zip(np.cumsum([0, *lengths]), lengths, strict=False):
+        part = {n: a[start : start + length] if a.ndim == 2 else a for n, a in table.items()}
+        alone.append(whole(make_unfused, layer, part, length, kv=kv, threads=1))
+    expected = np.concatenate(alone)
+    for threads, cut in [
+        (1, lambda i: 390),
+        (2, lambda i: 1),
+        (3, lambda i: 1),
+        (2, lambda i: 4),
+        (3, lambda i: 1 + 7 * i % 90),
+        (2, lambda i: i % 2 * 64),
+    ]:
+        runtime = fresh(make_fused, layer, table, 20, kv=kv, threads=threads)
+        got = np.full_like(expected, np.nan)
+        for batch in steps(lengths, tables, cut):
+            got[batch.ids] = runtime.step(batch)
+        np.testing.assert_array_equal(bits(got), bits(expected))

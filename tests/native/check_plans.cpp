@@ -92,7 +92,8 @@ struct Attend {
     plan.add(static_cast<int>(Op::kEmbed), {}, {tensor({kMost, width})}, 0, {kIds}, {});
     if (turned) plan.add(static_cast<int>(Op::kRotary), {}, {tensor({turned / 2})}, 1, {}, {1.0});
     const bool normed = norm >= 0, shifted = norm == kLayerNorm;
-    plan.add(static_cast<int>(Op::kAttend), {0, turned ? 1 : -1},
+    const std::vector<int> inputs = turned ? std::vector{0, 1} : std::vector{0};
+    plan.add(static_cast<int>(Op::kAttend), inputs,
              {vector(normed), vector(shifted), vector(normed), vector(shifted)}, 2,
              {0, heads, kv_heads, 0, window, norm, layout}, {0.3, 0.0, 1e-5, 1e-3});
     return steps(plan);

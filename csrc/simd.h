@@ -16,9 +16,17 @@
 #include <arm_neon.h>
 #endif
 
+// SERIATIM_SMALL: for sanitizers, whose checks in all that is inlined take a quarter of an hour to
+// compile.
+#ifdef SERIATIM_SMALL
+#define SERIATIM_INLINE inline
+#define SERIATIM_INLINE_LAMBDA
+#define SERIATIM_UNROLL
+#else
 #define SERIATIM_INLINE inline __attribute__((always_inline))
 #define SERIATIM_INLINE_LAMBDA __attribute__((always_inline))
 #define SERIATIM_UNROLL _Pragma("GCC unroll 8")
+#endif
 
 namespace seriatim {
 namespace {

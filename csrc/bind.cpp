@@ -177,7 +177,8 @@ class PyPlan {
   }
 
   int matrix(nb::handle array, const std::string& kind, int64_t rows, int64_t columns) {
-    const Type type = find_type("kind", kind, {{"int8", Type::kInt8}, {"int4", Type::kInt4}});
+    const Type type = find_type(
+        "kind", kind, {{"int8", Type::kInt8}, {"int6", Type::kInt6}, {"int4", Type::kInt4}});
     Buffer buffer(array, "matrix", "B", 1, 3);
     const std::vector<int64_t> shape = blocks_shape(type, rows, columns);
     if (buffer.shape() != shape)
@@ -214,6 +215,9 @@ class PyPlan {
 };
 
 }  // namespace
+
+void bind_sampler(nb::module_& m);  // bind_sampler.cpp
+
 }  // namespace seriatim
 
 NB_MODULE(_native, m) {
@@ -254,4 +258,5 @@ NB_MODULE(_native, m) {
       .def_prop_ro("blocks", [](PyPlan& p) { return p.plan().blocks(); })
       .def_prop_ro("block_bytes", [](PyPlan& p) { return p.plan().block_bytes(); })
       .def_prop_ro("bytes", [](PyPlan& p) { return p.plan().bytes(); });
+  bind_sampler(m);
 }

@@ -10,6 +10,7 @@
 // where sums wait meanwhile, changes no bit.
 #pragma once
 #include "dots.h"
+#include "dots6.h"
 #include "ops.h"
 #include "simd.h"
 
@@ -25,8 +26,11 @@ constexpr int kDotRegisters = SERIATIM_WIDTH == 16 ? 12 : 8;
 constexpr int64_t kGroupsAtOnce = 32;
 
 // Inputs lie in runs of kTokens tokens (the last may have fewer, n): for each group the n times 32
-// integers, the n scales, and the n sums of integers times the weights' offset.
-constexpr int64_t kInputBytes = kGroup + sizeof(float) + sizeof(int32_t);
+// integers, the n scales, and the n offsets: the sum of integers times the weights' zero point, for
+// int6 of each half.
+SERIATIM_INLINE constexpr int64_t input_bytes(Type type) {
+  return kGroup + sizeof(float) + (type == Type::kInt6 ? 2 : 1) * sizeof(int32_t);
+}
 
 SERIATIM_INLINE int64_t groups_of(int64_t columns) { return (columns + kGroup - 1) / kGroup; }
 
@@ -34,28 +38,27 @@ SERIATIM_INLINE int64_t groups_of(int64_t columns) { return (columns + kGroup - 
 
 struct Rounded {
   float scale;
-  int32_t sum;
+  uint32_t sums[2];  // of either half
 };
 
 // Registers of one group.
 constexpr int kGroupParts = 2 * kParts;
-using Four = int32_t __attribute__((vector_size(16)));
 
 // The eight, four, two and one left when halves are put together by `f`.
-template <class F>
-SERIATIM_INLINE int32_t folded(Ints v, F&& f) {
+template <class V, class F>
+SERIATIM_INLINE auto folded(V v, F&& f) {
 #if SERIATIM_WIDTH == 16
   const auto half = f(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
                       __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-  const Four four = f(__builtin_shufflevector(half, half, 0, 1, 2, 3),
+  const auto four = f(__builtin_shufflevector(half, half, 0, 1, 2, 3),
                       __builtin_shufflevector(half, half, 4, 5, 6, 7));
 #elif SERIATIM_WIDTH == 8
-  const Four four =
+  const auto four =
       f(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7));
 #else
-  const Four four = v;
+  const auto four = v;
 #endif
-  const Four two = f(four, __builtin_shufflevector(four, four, 2, 3, 0, 1));
+  const auto two = f(four, __builtin_shufflevector(four, four, 2, 3, 0, 1));
   return f(two, __builtin_shufflevector(two, two, 1, 0, 3, 2))[0];
 }
 
@@ -79,7 +82,8 @@ SERIATIM_INLINE void store_bytes(int8_t* to, const Ints (&q)[kGroupParts]) {
 // so too: compared as integers, such values are the largest.
 SERIATIM_INLINE Rounded round_group(f32x16 a, f32x16 b, int8_t* to) {
   Vec x[kGroupParts];
-  Ints most = {}, sum = {}, q[kGroupParts];
+  Ints most = {}, q[kGroupParts];
+  Bits sums[2] = {};  // what is not finite gives any integers, whose sums wrap
   SERIATIM_EACH x[i] = a.part[i];
   SERIATIM_EACH x[kParts + i] = b.part[i];
   for (int i = 0; i < kGroupParts; ++i) {
@@ -95,19 +99,23 @@ SERIATIM_INLINE Rounded round_group(f32x16 a, f32x16 b, int8_t* to) {
   const Vec by = splat(factor), magic = splat(0x1.8p23f);
   for (int i = 0; i < kGroupParts; ++i) {
     q[i] = (Ints)(x[i] * by + magic) - (Ints)magic;
-    sum += q[i];
+    sums[i / kParts] += (Bits)q[i];
   }
   store_bytes(to, q);
-  return {size / 127.0f, folded(sum, [](auto m, auto n) SERIATIM_INLINE_LAMBDA { return m + n; })};
+  const auto plus = [](auto m, auto n) SERIATIM_INLINE_LAMBDA { return m + n; };
+  return {size / 127.0f, {folded(sums[0], plus), folded(sums[1], plus)}};
 }
 
-// One token's inputs into its place among `tokens`.
-SERIATIM_INLINE void round_inputs(const float* x, int64_t columns, int32_t offset, int64_t token,
+SERIATIM_INLINE void put(uint8_t* to, auto value) { __builtin_memcpy(to, &value, sizeof value); }
+
+// One token's inputs into its place among `tokens`, for weights of a type.
+SERIATIM_INLINE void round_inputs(const float* x, int64_t columns, Type type, int64_t token,
                                   int64_t tokens, uint8_t* to) {
   const int64_t groups = groups_of(columns), first = token / kTokens * kTokens, at = token - first;
   const int64_t n = tokens - first < kTokens ? tokens - first : (int64_t)kTokens;
-  to += first * groups * kInputBytes;
-  for (int64_t g = 0; g < groups; ++g, to += n * kInputBytes) {
+  const int32_t zero_is = zero_point(type);
+  to += first * groups * input_bytes(type);
+  for (int64_t g = 0; g < groups; ++g, to += n * input_bytes(type)) {
     const int64_t left = columns - g * kGroup;
     const float* from = x + g * kGroup;
     f32x16 a, b;
@@ -119,10 +127,10 @@ SERIATIM_INLINE void round_inputs(const float* x, int64_t columns, int32_t offse
       b = left > kLanes ? load_first(from + kLanes, left - kLanes) : zero();
     }
     const Rounded rounded = round_group(a, b, reinterpret_cast<int8_t*>(to) + at * kGroup);
-    const int32_t shift = rounded.sum * offset;
-    __builtin_memcpy(to + n * kGroup + at * sizeof(float), &rounded.scale, sizeof(float));
-    __builtin_memcpy(to + n * (kGroup + sizeof(float)) + at * sizeof(int32_t), &shift,
-                     sizeof(int32_t));
+    put(to + n * kGroup + at * 4, rounded.scale);
+    const uint32_t low = rounded.sums[0] * zero_is, high = rounded.sums[1] * zero_is;
+    put(to + n * (kGroup + 4) + at * 4, type == Type::kInt6 ? low : low + high);
+    if (type == Type::kInt6) put(to + n * (kGroup + 8) + at * 4, high);
   }
 }
 
@@ -140,7 +148,8 @@ struct Strip {
 // R registers of rows from `first` on, and T tokens.
 template <Type kType, int R, int T>
 SERIATIM_INLINE void some_rows_and_tokens(const Strip& strip, int first) {
-  constexpr int64_t kTile = tile_bytes(kType), kVectors = kTile / 64, kColumns = kGroup / kVectors;
+  constexpr int64_t kTile = tile_bytes(kType), kFactors = factor_bytes(kType);
+  constexpr int kVectors = kType == Type::kInt8 ? 8 : 4, kColumns = kGroup / kVectors;
   const auto rows = [&](int r) SERIATIM_INLINE_LAMBDA {
     return (first + r) / kParts * kTile + (first + r) % kParts * kWidth * 4;
   };
@@ -151,23 +160,24 @@ SERIATIM_INLINE void some_rows_and_tokens(const Strip& strip, int first) {
   for (int64_t g = 0; g < strip.groups; ++g) {
     Dot<kType> dots[R][T];
     SERIATIM_UNROLL for (int v = 0; v < kVectors; ++v) SERIATIM_UNROLL for (int r = 0; r < R; ++r) {
-      const auto weights = Dot<kType>::unpack(unaligned<Ints>(w + rows(r) + v * 64));
+      const auto weights = Dot<kType>::unpack(w + rows(r), v);
       SERIATIM_UNROLL for (int t = 0; t < T; ++t) dots[r][t].add(
-          weights, reinterpret_cast<const int8_t*>(x) + t * kGroup + v * kColumns);
+          weights, reinterpret_cast<const int8_t*>(x) + t * kGroup + v * kColumns, v);
     }
     const uint8_t* scales = x + T * kGroup;
     SERIATIM_UNROLL for (int r = 0; r < R; ++r) {
-      const f16* at = reinterpret_cast<const f16*>(w + 2 * kTile) + (first + r) * kWidth;
-      const Vec scale = load_part(at);
+      const int row = (first + r) * kWidth;
+      const uint8_t* factors = w + 2 * kTile + row;
+      const Vec scale = load_part(reinterpret_cast<const f16*>(w + 2 * kTile + kFactors) + row);
       SERIATIM_UNROLL for (int t = 0; t < T; ++t) {
-        const float by = unaligned<float>(scales + t * sizeof(float));
-        const int32_t shift = unaligned<int32_t>(scales + (T + t) * sizeof(float));
-        const Vec dot = __builtin_convertvector(dots[r][t].total(shift), Vec);
-        sums[r][t] = fma(dot, scale * splat(by), sums[r][t]);
+        const float by = unaligned<float>(scales + t * 4);
+        const int32_t offset[2] = {unaligned<int32_t>(scales + (T + t) * 4),
+                                   kFactors ? unaligned<int32_t>(scales + (2 * T + t) * 4) : 0};
+        sums[r][t] = fma(dots[r][t].value(offset, factors), scale * splat(by), sums[r][t]);
       }
     }
     w += panel_bytes(kType);
-    x += T * kInputBytes;
+    x += T * input_bytes(kType);
   }
   SERIATIM_UNROLL for (int r = 0; r < R; ++r) SERIATIM_UNROLL for (int t = 0; t < T; ++t)
       __builtin_memcpy(strip.sums + t * strip.stride + r * kWidth, &sums[r][t], sizeof(Vec));
@@ -222,7 +232,7 @@ void multiply_blocks(const Tensor& weight, Range rows, const uint8_t* inputs, in
       const uint8_t* panel = data + (row / kPanel * groups + g) * panel_bytes(kType);
       for (int64_t t = 0; t < tokens; t += kTokens) {
         const int64_t n = tokens - t < kTokens ? tokens - t : (int64_t)kTokens;
-        const uint8_t* x = inputs + (t * groups + g * n) * kInputBytes;
+        const uint8_t* x = inputs + (t * groups + g * n) * input_bytes(kType);
         const int64_t count = groups - g < at_once ? groups - g : at_once;
         float* to = sums + t * stride + (row - rows.begin);
         strip_tokens<kType>({panel, x, count, to, stride, g == 0}, tile, tiles, n);

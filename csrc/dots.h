@@ -2,9 +2,9 @@
 // 32-bit lane, with four signed inputs that are the same for all rows.
 //
 // `Dot<type>` is the sums of one register of rows while it goes through a group of 32 columns:
-// `add` takes one stored vector (kernels/formats.py), its weights taken apart by `unpack` once for
-// all tokens, and `total` gives each row's sum of weight * x less `offset`, int32. Integers have no
-// rounding, so how they are added is each instruction set's own affair:
+// `unpack` reads stored vector v (kernels/formats.py) once for all tokens, `add` takes it in, and
+// `value` gives each row's sum of weight * x less `offset`, as f32, which holds it exactly.
+// Integers have no rounding, so how they are added is each instruction set's own affair:
 //
 // A translation unit sets SERIATIM_DOT:
 //
@@ -29,6 +29,11 @@ SERIATIM_INLINE Ints spread(const int8_t* x) {
 
 // GCC would else make all products of a group first and put them by in memory.
 SERIATIM_INLINE Ints in_turn(Ints sum) { return in_register(sum); }
+
+// Wraps where inputs were not finite: their integers mean nothing, and their scale is not finite.
+SERIATIM_INLINE Vec less(Ints sum, int32_t offset) {
+  return __builtin_convertvector((Ints)((Bits)sum - static_cast<uint32_t>(offset)), Vec);
+}
 
 SERIATIM_INLINE Ints low_nibbles(Ints w) { return w & 0x0f0f0f0f; }
 SERIATIM_INLINE Ints high_nibbles(Ints w) { return (Ints)((Bits)w >> 4) & 0x0f0f0f0f; }
@@ -67,12 +72,17 @@ struct Dot<Type::kInt4> {
     Ints low, high;
   };
   Ints sum = {};
-  SERIATIM_INLINE static Weights unpack(Ints w) { return {low_nibbles(w), high_nibbles(w)}; }
-  SERIATIM_INLINE void add(Weights w, const int8_t* x) {
+  SERIATIM_INLINE static Weights unpack(const uint8_t* tile, int v) {
+    const Ints w = unaligned<Ints>(tile + v * 64);
+    return {low_nibbles(w), high_nibbles(w)};
+  }
+  SERIATIM_INLINE void add(Weights w, const int8_t* x, int) {
     sum = in_turn(add_pairs(sum, pairs(w.low, spread(x))));
     sum = in_turn(add_pairs(sum, pairs(w.high, spread(x + 4))));
   }
-  SERIATIM_INLINE Ints total(int32_t offset) const { return widen_pairs(sum, 1) - offset; }
+  SERIATIM_INLINE Vec value(const int32_t (&offset)[2], const uint8_t*) const {
+    return less(widen_pairs(sum, 1), offset[0]);
+  }
 };
 
 template <>
@@ -80,14 +90,17 @@ struct Dot<Type::kInt8> {
   static constexpr int kRegisters = 2;
   using Weights = Dot<Type::kInt4>::Weights;
   Ints low = {}, high = {};
-  SERIATIM_INLINE static Weights unpack(Ints w) { return {low_nibbles(w), high_nibbles(w)}; }
-  SERIATIM_INLINE void add(Weights w, const int8_t* x) {
+  SERIATIM_INLINE static Weights unpack(const uint8_t* tile, int v) {
+    const Ints w = unaligned<Ints>(tile + v * 64);
+    return {low_nibbles(w), high_nibbles(w)};
+  }
+  SERIATIM_INLINE void add(Weights w, const int8_t* x, int) {
     const Ints four = spread(x);
     low = in_turn(add_pairs(low, pairs(w.low, four)));
     high = in_turn(add_pairs(high, pairs(w.high, four)));
   }
-  SERIATIM_INLINE Ints total(int32_t offset) const {
-    return widen_pairs(low, 1) + widen_pairs(high, 16) - offset;
+  SERIATIM_INLINE Vec value(const int32_t (&offset)[2], const uint8_t*) const {
+    return less(widen_pairs(low, 1) + widen_pairs(high, 16), offset[0]);
   }
 };
 
@@ -135,15 +148,18 @@ struct Dot {
     Ints low, high;
   };
   Ints sum = {};
-  SERIATIM_INLINE static Weights unpack(Ints w) {
+  SERIATIM_INLINE static Weights unpack(const uint8_t* tile, int v) {
+    const Ints w = unaligned<Ints>(tile + v * 64);
     if (kNibbles) return {low_nibbles(w), high_nibbles(w)};
     return {kTurned ? (Ints)((Bits)w ^ 0x80808080) : w, Ints{}};
   }
-  SERIATIM_INLINE void add(Weights w, const int8_t* x) {
+  SERIATIM_INLINE void add(Weights w, const int8_t* x, int) {
     sum = add_fours(sum, w.low, spread(x));
     if (kNibbles) sum = add_fours(sum, w.high, spread(x + 4));
   }
-  SERIATIM_INLINE Ints total(int32_t offset) const { return kTurned ? sum : sum - offset; }
+  SERIATIM_INLINE Vec value(const int32_t (&offset)[2], const uint8_t*) const {
+    return less(sum, kTurned ? 0 : offset[0]);
+  }
 };
 
 #endif

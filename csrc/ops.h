@@ -84,16 +84,24 @@ enum AttendFloat { kQueryNormEps = kAttentionSoftcap + 1, kKeyNormEps };
 
 // The types of weights, and of keys and values (f32, bf16 and int8: with one f32 scale for each
 // token and head).
-enum class Type : int { kF32, kF16, kBF16, kInt8, kInt4 };
+enum class Type : int { kF32, kF16, kBF16, kInt8, kInt4, kInt6 };
 inline constexpr int64_t kTypeBytes[] = {4, 2, 2, 1};
 
-inline constexpr bool is_blocks(Type type) { return type == Type::kInt8 || type == Type::kInt4; }
+inline constexpr bool is_blocks(Type type) { return type >= Type::kInt8; }
 
 // Blocks (kernels/formats.py): panels of 32 rows; in one, for each group of 32 columns, two tiles
 // of 16 rows, then the 32 f16 scales.
 inline constexpr int64_t kGroup = 32, kTileLanes = 16, kPanel = 32;
-inline constexpr int64_t tile_bytes(Type type) { return type == Type::kInt8 ? 512 : 256; }
-inline constexpr int64_t panel_bytes(Type type) { return 2 * tile_bytes(type) + 2 * kPanel; }
+inline constexpr int64_t tile_bytes(Type type) {
+  return type == Type::kInt8 ? 512 : type == Type::kInt6 ? 384 : 256;
+}
+inline constexpr int64_t factor_bytes(Type type) { return type == Type::kInt6 ? 2 * kPanel : 0; }
+inline constexpr int64_t panel_bytes(Type type) {
+  return 2 * tile_bytes(type) + factor_bytes(type) + 2 * kPanel;
+}
+inline constexpr int32_t zero_point(Type type) {
+  return type == Type::kInt8 ? 128 : type == Type::kInt6 ? 32 : 8;
+}
 
 // A matrix lies where the caller has it (a mapped file), at any alignment: row-major, or in blocks
 // (kernels/formats.py). Vectors (biases, norm weights, frequencies) are small: expanded to f32

@@ -88,7 +88,7 @@ int Plan::tensor(const void* data, Type type, const std::vector<int64_t>& shape)
 
 int Plan::matrix(const void* data, Type type, int64_t rows, int64_t columns) {
   const Turn turn(*this);
-  require(is_blocks(type), "a matrix in blocks is int8 or int4");
+  require(is_blocks(type), "a matrix in blocks has a type of blocks");
   require(rows > 0 && rows < INT32_MAX && columns > 0 && columns < INT32_MAX,
           "a matrix has an empty dimension");
   tensors_.push_back({type, data, rows, columns});

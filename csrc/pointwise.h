@@ -70,27 +70,32 @@ SERIATIM_INLINE void embed(const Call& call, Worker worker) {
   }
 }
 
+// One of a group's 32 integers; `lane`: bytes to a row's place in a vector.
+SERIATIM_INLINE int stored_integer(const uint8_t* tile, Type type, int64_t lane, int64_t k) {
+  if (type == Type::kInt8) return tile[k / 4 * 64 + lane + k % 4];
+  const uint8_t byte = tile[k / 8 * 64 + lane + k % 4];
+  const int nibble = k % 8 < 4 ? byte & 15 : byte >> 4;
+  if (type == Type::kInt4) return nibble;
+  const int bits = tile[256 + k / 16 * 64 + lane + k % 4] >> (k % 16 / 4 * 2) & 3;
+  return nibble | bits << 4;
+}
+
 // Row r of a matrix in blocks: lane r mod 16 of tile r / 16 mod 2 of its panel.
-template <Type kType>
-SERIATIM_INLINE void expand_row(const uint8_t* data, int64_t groups, int64_t row, float* to,
-                                int64_t n) {
-  constexpr int64_t kBytes = panel_bytes(kType), kTile = tile_bytes(kType);
-  constexpr int kOffset = kType == Type::kInt4 ? 8 : 128;
-  const uint8_t* panel = data + row / kPanel * groups * kBytes;
-  const int64_t tile = row % kPanel / kTileLanes, lane = row % kTileLanes;
-  for (int64_t k = 0; k < n; ++k) {
-    const uint8_t* group = panel + k / kGroup * kBytes;
-    const int64_t in = k % kGroup;
+SERIATIM_INLINE void expand_row(const Tensor& table, int64_t row, float* to) {
+  const Type type = table.type;
+  const int64_t groups = (table.columns + kGroup - 1) / kGroup, at = row % kPanel;
+  const uint8_t* group =
+      static_cast<const uint8_t*>(table.data) + row / kPanel * groups * panel_bytes(type);
+  for (int64_t k = 0; k < table.columns; ++k) {
+    const uint8_t* here = group + k / kGroup * panel_bytes(type);
+    const uint8_t *tile = here + at / kTileLanes * tile_bytes(type),
+                  *end = here + panel_bytes(type);
     f16 scale;
-    __builtin_memcpy(&scale, group + 2 * kTile + 2 * (row % kPanel), sizeof scale);
-    int q;
-    if (kType == Type::kInt4) {
-      const uint8_t byte = group[tile * kTile + in / 8 * 64 + lane * 4 + in % 4];
-      q = in % 8 < 4 ? byte & 15 : byte >> 4;
-    } else {
-      q = group[tile * kTile + in / 4 * 64 + lane * 4 + in % 4];
-    }
-    to[k] = widen(scale) * static_cast<float>(q - kOffset);
+    __builtin_memcpy(&scale, end - 2 * kPanel + 2 * at, sizeof scale);
+    int q = stored_integer(tile, type, at % kTileLanes * 4, k % kGroup) - zero_point(type);
+    if (type == Type::kInt6)
+      q *= static_cast<int8_t>(here[2 * tile_bytes(type) + k % kGroup / 16 * kPanel + at]);
+    to[k] = widen(scale) * static_cast<float>(q);
   }
 }
 
@@ -98,14 +103,9 @@ void embed_blocks(const Call& call, Worker worker) {
   const Tensor& table = call.record->tensors[0];
   const bool by_id = call.record->ints[kEmbedSource] == kIds;
   const int32_t* index = by_id ? call.batch->ids : call.batch->position;
-  const int64_t groups = (table.columns + kGroup - 1) / kGroup;
-  const uint8_t* data = static_cast<const uint8_t*>(table.data);
   const Range mine = share(call.rows, 1, worker);
-  for (int64_t t = mine.begin; t < mine.end; ++t) {
-    float* to = call.output + t * table.columns;
-    table.type == Type::kInt4 ? expand_row<Type::kInt4>(data, groups, index[t], to, table.columns)
-                              : expand_row<Type::kInt8>(data, groups, index[t], to, table.columns);
-  }
+  for (int64_t t = mine.begin; t < mine.end; ++t)
+    expand_row(table, index[t], call.output + t * table.columns);
 }
 
 void embed(const Call& call, Worker worker) {

@@ -59,7 +59,7 @@ SERIATIM_INLINE Tiling tiling(bool blocks) {
 
 // f32 for the inputs of some tokens as the weights' type wants them.
 SERIATIM_INLINE int64_t input_floats(const Product& p, int64_t tokens) {
-  if (p.blocks) return groups_of(p.columns()) * (kInputBytes / 4) * tokens;
+  if (p.blocks) return groups_of(p.columns()) * (input_bytes(p.type()) / 4) * tokens;
   if (tokens <= kFewTokens) return p.columns() * tokens;
   return padded_depth(p.columns()) * ((tokens + kBlockTokens - 1) / kBlockTokens * kBlockTokens);
 }
@@ -99,8 +99,7 @@ SERIATIM_INLINE void prepare_token(const Product& p, const Call& call, int64_t t
     x = row;
   }
   if (p.blocks)
-    round_inputs(x, columns, p.type() == Type::kInt4 ? 8 : 128, token, call.rows,
-                 reinterpret_cast<uint8_t*>(to));
+    round_inputs(x, columns, p.type(), token, call.rows, reinterpret_cast<uint8_t*>(to));
   else
     place_inputs(x, columns, p.type() == Type::kBF16, token, call.rows, to);
 }
@@ -127,12 +126,17 @@ SERIATIM_INLINE void multiply(const Tensor& weight, Range rows, const float* inp
                               int64_t tokens, int64_t all, float* scratch, Sums out) {
   const bool few = all <= kFewTokens;
   if (is_blocks(weight.type)) {
-    const int64_t groups = groups_of(weight.columns);
-    const uint8_t* x = reinterpret_cast<const uint8_t*>(inputs) + token * groups * kInputBytes;
+    const int64_t bytes = token * groups_of(weight.columns) * input_bytes(weight.type);
+    const uint8_t* x = reinterpret_cast<const uint8_t*>(inputs) + bytes;
     rows.end = (rows.end + kTileLanes - 1) / kTileLanes * kTileLanes;
-    return weight.type == Type::kInt4
-               ? multiply_blocks<Type::kInt4>(weight, rows, x, tokens, out.at, out.stride)
-               : multiply_blocks<Type::kInt8>(weight, rows, x, tokens, out.at, out.stride);
+    switch (weight.type) {
+      case Type::kInt8:
+        return multiply_blocks<Type::kInt8>(weight, rows, x, tokens, out.at, out.stride);
+      case Type::kInt6:
+        return multiply_blocks<Type::kInt6>(weight, rows, x, tokens, out.at, out.stride);
+      default:
+        return multiply_blocks<Type::kInt4>(weight, rows, x, tokens, out.at, out.stride);
+    }
   }
   const float* x = inputs + (few ? token * weight.columns : token * padded_depth(weight.columns));
   switch (weight.type) {

@@ -21,7 +21,7 @@ import seriatim
 from seriatim import __main__, cli, zoo
 
 SOURCE = str(Path(seriatim.__file__).parents[1])
-COMMANDS = ["generate", "score", "train", "info", "models", "codecs"]
+COMMANDS = ["generate", "score", "train", "bench", "info", "models", "codecs"]
 
 
 class Done(NamedTuple):

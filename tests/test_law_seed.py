@@ -9,7 +9,9 @@ import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seriatim.engine.sampler import REACH, Sampling, draw, filtered, noise
+from seriatim.engine.sampler import draw
+from seriatim.engine.sampler_reference import REACH, filtered, noise
+from seriatim.engine.sampling import Sampling
 from seriatim.kernels.mathematics import exp, log, philox
 
 PI = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], 0x299F31D0_A4093822
@@ -59,7 +61,7 @@ def test_noise_is_keyed_by_id_position_sample_and_seed_alone(ids, position, samp
 def test_noise_cannot_leave_the_range_that_reach_relies_on(monkeypatch):
     """The least and the greatest word: no candidate below REACH can overtake the best."""
     extremes = np.array([[0, 2**32 - 1, 0, 0]], np.uint32)
-    monkeypatch.setattr("seriatim.engine.sampler.philox", lambda counter, key: extremes)
+    monkeypatch.setattr("seriatim.engine.sampler_reference.philox", lambda counter, key: extremes)
     low, high = noise(np.array([0, 1]), position=0, seed=0)
     assert -3.2 < low < -3.1
     assert 22.8 < high < 23.0

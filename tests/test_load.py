@@ -344,11 +344,7 @@ def test_a_context_that_was_asked_for_is_the_limit(folder):
 @pytest.mark.parametrize(
     "name, content, words",
     [
-        (
-            "model.gguf",
-            b"GGUF\x03\0\0\0" + bytes(60),
-            ["is GGUF", "llama2.c version 0, or a model"],
-        ),
+        ("model.gguf", b"GGUF\x01\0\0\0" + bytes(60), ["is GGUF of version 1", "2 or 3"]),
         ("model.pt", b"PK\x03\x04" + bytes(60), ["PyTorch zip of pickles", "can run code"]),
         ("model.pkl", b"\x80\x04\x95" + bytes(60), ["is a pickle"]),
         ("model.bin", b"ak42" + bytes(60), ["version 1 or later"]),

@@ -18,8 +18,12 @@ SHAPES = [(1, 1), (16, 32), (33, 65), (48, 172), (100, 96), (130, 2080)]  # rows
 def random_blocks(kind, rows, columns, seed=0):
     rng = np.random.default_rng(seed)
     q = rng.integers(0, 1 << FORMATS[kind].bits, (rows, columns), dtype=np.uint8)
-    scales = rng.normal(size=(rows, -(-columns // 32))).astype(np.float16)
-    return pack(kind, q, scales)
+    groups = -(-columns // 32)
+    scales = rng.normal(size=(rows, groups)).astype(np.float16)
+    if kind != "int6":
+        return pack(kind, q, scales)
+    factors = rng.integers(-128, 128, (rows, groups, 2), dtype=np.int8)
+    return pack(kind, q, scales / np.float16(64), factors)
 
 
 def product(ops, w):

@@ -8,17 +8,11 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from seriatim.engine import sampler_reference as reference
 from seriatim.engine.options import parse
-from seriatim.engine.sampler import (
-    ONE,
-    Sampling,
-    _pick,
-    _weights,
-    draw,
-    filtered,
-    log_sum,
-    noise,
-)
+from seriatim.engine.sampler import draw, log_sum
+from seriatim.engine.sampler_reference import ONE, _pick, _weights, filtered, noise
+from seriatim.engine.sampling import Sampling
 from seriatim.errors import NumericError, RequestError
 from seriatim.kernels.mathematics import exp
 
@@ -158,7 +152,9 @@ def test_greedy_takes_the_best_and_the_lowest_id_of_equals(x):
 
 def test_the_least_noise_of_the_best_can_be_overtaken_from_just_within_reach(monkeypatch):
     extremes = np.array([0.5, 2**32 - 0.5]) / 2**32
-    monkeypatch.setattr("seriatim.engine.sampler._uniform", lambda ids, **_: extremes[ids])
+    monkeypatch.setattr(
+        "seriatim.engine.sampler_reference._uniform", lambda ids, **_: extremes[ids]
+    )
     for gap, best in ((25.9, 1), (26.1, 0)):
         z = np.array([0.0, -gap])
         assert _pick(z, Sampling(), position=0, seed=0, sample=0) == best
@@ -177,8 +173,10 @@ def test_the_fast_way_to_the_highest_score_is_the_exact_one():
 
 
 def test_ties_of_scores_go_to_the_lowest_id(monkeypatch):
-    monkeypatch.setattr("seriatim.engine.sampler._uniform", lambda ids, **_: np.full(len(ids), 0.5))
-    assert draw(np.ones(5, np.float32), Sampling(), ids=[], prompt=0, seed=0).id == 0
+    monkeypatch.setattr(
+        "seriatim.engine.sampler_reference._uniform", lambda ids, **_: np.full(len(ids), 0.5)
+    )
+    assert reference.draw(np.ones(5, np.float32), Sampling(), ids=[], prompt=0, seed=0).id == 0
 
 
 @given(logits, st.sampled_from([5e-324, 1e-300, 1e-30]))

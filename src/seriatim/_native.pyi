@@ -1,4 +1,6 @@
-"""The C++ runtime (csrc/bind.cpp). `kernels/native.py` is its only caller."""
+"""The C++ runtime (csrc/bind.cpp), whose only caller is `kernels/native.py`, and the sampler
+(csrc/bind_sampler.cpp), whose only caller is `engine/sampler.py`.
+"""
 
 from collections.abc import Sequence
 
@@ -93,3 +95,53 @@ class Plan:
     @property
     def bytes(self) -> int:
         """Memory of buffers, scratch and cache."""
+
+class Sampler:
+    """What `engine/sampler_reference.py` defines; every refusal is a `ValueError`.
+
+    Args:
+        isa: one of `Sampler.isas()`; None: the best. No result depends on it.
+    """
+
+    def __init__(self, isa: str | None = None) -> None: ...
+    @staticmethod
+    def isas() -> list[str]: ...
+    def pick(
+        self,
+        logits: np.ndarray,
+        ids: Sequence[int],
+        values: Sequence[float],
+        allowed: Sequence[int] | None,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seed: int,
+        position: int,
+        sample: int,
+    ) -> int:
+        """The id drawn, or -1 if none is left.
+
+        Args:
+            logits: float32 or float64 [V], C-contiguous, read in place.
+            ids: whose logits are `values` instead (-inf: hidden).
+            allowed: the only ids that may come; None: all.
+        """
+
+    def likeliest(self, logits: np.ndarray, count: int) -> list[int]:
+        """Ids of the highest, by falling logit, equals by rising id."""
+
+    def log_sum(self, logits: np.ndarray) -> np.ndarray:
+        """Float64 [R] of float32 [R, V], from the exact sums of integer weights."""
+
+    def weights(self, z: np.ndarray) -> list[int]:
+        """round(exp(z) * 2^40) of float64 z <= 0: for tests."""
+
+    def words(self, run: int, seed: int, position: int, sample: int) -> list[int]:
+        """Philox's words for the ids 64 run .. 64 run + 63: for tests."""
+
+def exp(x: np.ndarray) -> np.ndarray:
+    """The maths of csrc/mathematics.h on float64 [N], value by value: for tests."""
+
+def log(x: np.ndarray) -> np.ndarray: ...

@@ -35,9 +35,17 @@ class Model:
     """
 
     def __init__(
-        self, source: Checkpoint, codec: Codec | None, run: Runtime, *, blocks: int, facts: str
+        self,
+        source: Checkpoint,
+        codec: Codec | None,
+        run: Runtime,
+        *,
+        blocks: int,
+        weight_bytes: int,
+        facts: str,
     ) -> None:
         self.checkpoint, self.codec, self.runtime = source, codec, run
+        self.weight_bytes = weight_bytes  # as loaded: precision may differ from what is stored
         self.pool = BlockPool(blocks, run.resize)
         self.vocab_size = source.spec.vocab_size
         self.context = min(source.spec.context, blocks * BLOCK)

@@ -12,7 +12,9 @@ def _loading(
     *,
     backend: Annotated[str, typer.Option(help="native or torch.")] = "native",
     device: Annotated[str | None, typer.Option(help="Of the torch backend: cpu, ...")] = None,
-    precision: Annotated[str, typer.Option(help="stored, f32, f16 or bf16.")] = "stored",
+    precision: Annotated[
+        str, typer.Option(help="stored, f32, f16, bf16, int8 or int4.")
+    ] = "stored",
     kv: Annotated[str | None, typer.Option(help="Keys and values: f32, bf16 or int8.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Workers.", show_default="one per processor")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
+from seriatim import weighing
 from seriatim.arguments import loads
 from seriatim.errors import FileError, RequestError, SeriatimError
 from seriatim.terminal import failed, plain, replace_closed, spinner, stdin_text, tell, typed, write
@@ -167,6 +168,29 @@ def train(
 
 
 @app.command()
+@loads
+def bench(
+    model: Annotated[str, typer.Argument(help="A name, path or hub id.")] = DEFAULT,
+    *,
+    prompt_tokens: Annotated[int | None, typer.Option(show_default="256")] = None,
+    max_tokens: Annotated[int | None, typer.Option(show_default="64")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences that generate together.")] = 8,
+    seconds: Annotated[float, typer.Option(help="How long to measure.")] = 15.0,
+    as_json: Json = False,
+    loading: dict[str, Any],
+) -> None:
+    """How fast a model runs here, beside this machine's limits."""
+    options = dict(locals())
+    del options["model"], options["as_json"], options["loading"]
+    from seriatim.measure import bench as measure
+
+    loaded = _load(model, loading)
+    with spinner("measuring"):
+        found = measure.bench(loaded, **options)
+    _print_facts(asdict(found) if as_json else measure.lines(found), as_json)
+
+
+@app.command()
 def info(
     model: Annotated[str | None, typer.Argument(help="A name, path or hub id.")] = None,
     *,
@@ -196,6 +220,10 @@ def codecs(*, as_json: Json = False) -> None:
     for name in registry.names("seriatim.codecs"):
         about = registry.get("seriatim.codecs", name).__doc__ or ""  # python -OO has none
         _print_row(name, {"does": about.strip().partition("\n")[0]}, as_json)
+
+
+app.command()(weighing.quantize)
+app.command()(weighing.compare)
 
 
 @app.callback(invoke_without_command=True)

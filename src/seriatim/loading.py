@@ -10,6 +10,7 @@ from seriatim.api import Model
 from seriatim.codecs import Codec
 from seriatim.engine.options import whole
 from seriatim.errors import FileError, ModelError, RequestError, ResourceError, did_you_mean
+from seriatim.kernels.formats import FORMATS
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models import checkpoint, memory, runtime
 from seriatim.models.checkpoint import Checkpoint
@@ -33,14 +34,15 @@ def load(
     isa: str | None = None,
     **unknown: Any,
 ) -> Model:
-    """Load a model: a shipped name, a Hugging Face folder, a llama2.c .bin file, or a hub id.
+    """Load a model: a shipped name, a Hugging Face folder, a GGUF or llama2.c file, or a hub id.
 
     Args:
         name: a shipped model ("tales") if it has no separator; else a path if it exists; else a
             hub id ("owner/model"), which is downloaded.
         backend: "native" (the CPU) or "torch" (the reference, on any torch device).
         device: for the torch backend: "cpu" (default), "cuda", ...
-        precision: of the weights: "stored" (exactly as they are), "f32", "f16" or "bf16".
+        precision: of the weights: "stored" (exactly as they are), "f32", "f16", "bf16", or "int8"
+            or "int4": each rounded to the nearest here (`seriatim quantize` does better).
         kv: how keys and values are stored: "f32", "bf16" or "int8"; default "f32" for f32 weights.
         threads: workers; default: one for each processor granted.
         context: the most ids of a sequence; default: the model's own, or what fits `cache_bytes`.
@@ -51,7 +53,8 @@ def load(
         RequestError: an option or name that cannot be honoured.
         FileError: a file that is missing, damaged or of an unknown kind.
         ModelError: a checkpoint that seriatim cannot run exactly.
-        ResourceError: not one block of keys and values fits `cache_bytes`.
+        ResourceError: not one block of keys and values fits `cache_bytes`, or the blocks of a GGUF
+            file do not fit into memory.
 
     Example:
         >>> load("tales", threads=1).vocab_size > 0
@@ -66,8 +69,8 @@ def load(
     _check_types(precision, kv)
     path = find(name)
     source = checkpoint.read(path, context=context)
-    codec = _codec(path, source)
-    values = convert(source.weights, precision)
+    codec = codec_of(path, source)
+    values = _converted(source, precision)
     kv = kv or ("f32" if dtype_name(values["embed.weight"]) == "f32" else "bf16")
     run: Runtime
     given: dict[str, Any] = {"names": source.names, "kv": kv}
@@ -78,7 +81,11 @@ def load(
         run = runtime.torch(source.spec, values, device=device, **given)
     blocks = _blocks(source, run, cache_bytes, asked=context)
     facts = _facts(_label(name, path), source, values, kv, blocks)
-    return Model(source, codec, run, blocks=blocks, facts=f"{facts}, {run.facts}")
+    if precision in FORMATS and precision not in source.dtypes:
+        facts += ", rounded to nearest"
+    size = sum(weight.nbytes for weight in values.values())
+    facts = f"{facts}, {run.facts}"
+    return Model(source, codec, run, blocks=blocks, weight_bytes=size, facts=facts)
 
 
 def find(name: str | Path) -> Path:
@@ -139,19 +146,23 @@ def _check(backend: str, device: str | None, isa: str | None, threads: int | Non
 
 
 def _check_types(precision: Any, kv: Any) -> None:
-    if precision in ("int8", "int4"):
-        raise RequestError(
-            f"precision is {precision!r}, which this version does not have yet",
-            expected="'stored', 'f32', 'f16' or 'bf16'",
-        )
-    if precision not in ("stored", *DTYPES):
-        hint = did_you_mean(str(precision), ["stored", *DTYPES])
+    known = ("stored", *DTYPES, *FORMATS)
+    if precision not in known:
+        hint = did_you_mean(str(precision), known)
         raise RequestError(f"precision is {precision!r:.80}", fix=hint)
     if kv not in (None, "f32", "bf16", "int8"):
         raise RequestError(f"kv is {kv!r:.80}", expected="'f32', 'bf16' or 'int8'")
 
 
-def _codec(path: Path, source: Checkpoint) -> Codec | None:
+def _converted(source: Checkpoint, precision: str) -> Weights:
+    if precision not in FORMATS:
+        return convert(source.weights, precision)
+    from seriatim.quant.model import quantise
+
+    return quantise(source.weights, source.spec, precision)
+
+
+def codec_of(path: Path, source: Checkpoint) -> Codec | None:
     """The codec beside the weights, if its vocabulary is the model's."""
     codec = _beside(path)
     if codec is None:

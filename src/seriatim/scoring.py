@@ -50,6 +50,13 @@ def windows(count: int, *, context: int, lead: int, first: int) -> Iterator[Wind
             yield Window(lead, start, end, max(begin, first) - start + lead)
 
 
+def cut(ids: list[int], length: int, start: tuple[int, ...] = ()) -> list[list[int]]:
+    """Windows of at most `length` ids, each beginning with `start`; a lone last id is left out."""
+    step = length - len(start)
+    pieces = [ids[i : i + step] for i in range(0, len(ids), step)]
+    return [[*start, *piece] for piece in pieces if len(piece) + len(start) > 1]
+
+
 class Logprobs:
     """A sink for logits: keeps log p of each id of a sequence given those before it.
 

@@ -21,7 +21,7 @@ void embed() {
       same(to_string(width), Single{record, {}, rows, ids, 2});
     }
   report("embed");
-  for (const Type type : {Type::kInt8, Type::kInt4})
+  for (const Type type : {Type::kInt8, Type::kInt4, Type::kInt6})
     for (const int64_t width : {1, 31, 32, 33, 100}) {
       const int64_t rows = 77;
       const Held table = matrix_of(type, rows, width, 4);

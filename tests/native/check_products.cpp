@@ -9,7 +9,8 @@ namespace {
 
 using std::to_string;
 
-constexpr Type kAll[] = {Type::kF32, Type::kF16, Type::kBF16, Type::kInt8, Type::kInt4};
+constexpr Type kAll[] = {Type::kF32,  Type::kF16,  Type::kBF16,
+                         Type::kInt8, Type::kInt4, Type::kInt6};
 
 void linear(Type type, const std::vector<int64_t>& depths, const std::vector<int64_t>& outputs,
             const std::vector<int64_t>& tokens) {
@@ -51,7 +52,7 @@ void linear_extreme() {
 // and inputs of the largest sizes, whose sums of products are the largest.
 void blocks_extreme() {
   const Values extreme = extreme_values();
-  for (const Type type : {Type::kInt8, Type::kInt4})
+  for (const Type type : {Type::kInt8, Type::kInt4, Type::kInt6})
     for (const char fill : {'\x00', '\x7f', '\x80', '\xff'}) {
       const int64_t depth = 200, outputs = 33,
                     tokens = static_cast<int64_t>(extreme.size()) / depth;
@@ -119,7 +120,7 @@ void check_products() {
            {1, 2, 5, 8, 9, 33, 40});
   std::vector<int64_t> tokens{130};  // beyond what waits together for the finish
   for (int64_t t = 1; t <= 20; ++t) tokens.push_back(t);
-  for (const Type type : {Type::kInt8, Type::kInt4})
+  for (const Type type : {Type::kInt8, Type::kInt4, Type::kInt6})
     linear(type, {1, 31, 32, 33, 100, 1056}, {1, 15, 16, 17, 33, 130}, tokens);
   fused();
   linear_extreme();

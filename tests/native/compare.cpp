@@ -172,7 +172,7 @@ std::vector<char> blocks(Type type, int64_t rows, int64_t columns, uint64_t seed
   for (char& byte : bytes) byte = static_cast<char>(random.bits() >> 24);
   const std::vector<char> scales = weights(Type::kF16, panels * groups * kPanel, seed + 1);
   for (int64_t i = 0; i < panels * groups; ++i)
-    std::memcpy(bytes.data() + i * panel_bytes(type) + 2 * tile_bytes(type),
+    std::memcpy(bytes.data() + (i + 1) * panel_bytes(type) - 2 * kPanel,
                 scales.data() + i * 2 * kPanel, 2 * kPanel);
   return bytes;
 }

@@ -59,7 +59,7 @@ Values random_values(int64_t n, uint64_t seed);
 // Every exponent, infinities and NaN; the neighbourhoods of the functions' thresholds.
 Values extreme_values();
 
-inline constexpr const char* kTypes[] = {"f32", "f16", "bf16", "int8", "int4"};
+inline constexpr const char* kTypes[] = {"f32", "f16", "bf16", "int8", "int4", "int6"};
 inline const char* name_of(Type type) { return kTypes[static_cast<int>(type)]; }
 
 // Random weights row by row, in the exponents that f16 has too; all 65536 patterns if `whole`.

@@ -4,9 +4,9 @@ Ids depend on a request and the weights only (contracts.md, law of company), so 
 leave, be cut into chunks or be preempted at any step.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import count
-from typing import Any, Protocol
+from collections.abc import Sequence
+from itertools import accumulate, count, pairwise
+from typing import Any, NamedTuple, Protocol
 from weakref import finalize
 
 import numpy as np
@@ -14,10 +14,13 @@ import numpy as np
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.options import parse, silent, token_ids, whole
 from seriatim.engine.request import Request, Rows, Watch
-from seriatim.engine.sampler import Draw, draw
+from seriatim.engine.sampler import draw
+from seriatim.engine.sampling import Draw
 from seriatim.engine.scheduler import Scheduler, Work
 from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError
 from seriatim.kernels.ops import BLOCK, Batch, Runtime
+
+LOGITS = 1 << 22  # of prompts that are scored, in one step: 16 MB
 
 
 class Servable(Protocol):
@@ -35,6 +38,13 @@ class Servable(Protocol):
     def pool(self) -> BlockPool:
         """The blocks of the runtime's cache, shared by every engine of the model."""
         ...
+
+
+class Computed(NamedTuple):
+    """What one item of a step gave: logits [R, V], and the likeliest id of each row [R]."""
+
+    logits: np.ndarray
+    best: np.ndarray
 
 
 class Engine:
@@ -67,7 +77,11 @@ class Engine:
         chunk = budget if chunk is None else whole("chunk", chunk, 1)
         with self.pool.lock:
             self.scheduler = Scheduler(
-                self.pool, budget=budget, chunk=chunk, most=whole("most", most, 1)
+                self.pool,
+                budget=budget,
+                chunk=chunk,
+                most=whole("most", most, 1),
+                rows=max(1, LOGITS // model.vocab_size),
             )
         finalize(self, self.scheduler.clear)
         self._ends = frozenset(model.ends)
@@ -112,10 +126,10 @@ class Engine:
     def step(self) -> list[Request]:
         """Compute once; the requests that moved on. An empty list: nothing is queued."""
         with self.pool.lock:
-            work, logits = self._compute()
+            work, computed = self._compute()
             if not work:
                 return self._starved()
-            for item, some in zip(work, logits, strict=True):
+            for item, some in zip(work, computed, strict=True):
                 self._advance(item, some)
             return [item.request for item in work]
 
@@ -156,7 +170,7 @@ class Engine:
                 fix="shorten the prompt, or load with a longer context if the model has one",
             )
 
-    def _compute(self) -> tuple[list[Work], list[np.ndarray]]:
+    def _compute(self) -> tuple[list[Work], list[Computed]]:
         """Schedule and run; aborts that come meanwhile are done afterwards."""
         self._computing = True
         try:
@@ -167,27 +181,27 @@ class Engine:
             while self._late:
                 self.abort(self._late.pop())
 
-    def _run(self, work: list[Work]) -> list[np.ndarray]:
+    def _run(self, work: list[Work]) -> list[Computed]:
         """Logits of each item's rows; a request whose rows are not finite gets its error."""
         batch, counts = _pack(work)
-        cuts = np.cumsum(counts)[:-1]
+        cuts = [*accumulate(counts, initial=0)]
         logits = self.model.runtime.step(batch)
-        finite = self.model.runtime.finite()
-        if not finite.all():
+        finite, best = self.model.runtime.finite(), self.model.runtime.best()
+        if 0 in finite.tobytes():  # ten times as fast as `all`
             logits = logits.copy()  # a trace computes in the same memory, and stops half-way
             first = self.model.runtime.trace(batch)
-            for item, fine in zip(work, np.split(finite, cuts), strict=True):
-                item.request.error = None if fine.all() else _not_finite(first)
-        return np.split(logits, cuts)
+            for item, (a, b) in zip(work, pairwise(cuts), strict=True):
+                item.request.error = None if finite[a:b].all() else _not_finite(first)
+        return [Computed(logits[a:b], best[a:b]) for a, b in pairwise(cuts)]
 
-    def _advance(self, item: Work, logits: np.ndarray) -> None:
+    def _advance(self, item: Work, computed: Computed) -> None:
         """The keys and values are written: count them, let others find full blocks, sample."""
         request, start = item.request, item.request.computed
         try:
             if not request.done:  # another's processor may have aborted it
                 request.computed += item.count
                 self.scheduler.publish(request, start)
-                self._sample(request, start, logits)
+                self._sample(request, start, computed)
         except Exception as error:  # a request's own fault must not stop the others
             request.error = error if isinstance(error, SeriatimError) else _wrapped(error)
         except BaseException:
@@ -196,23 +210,23 @@ class Engine:
         if request.error is not None:
             self.scheduler.remove(request)
 
-    def _sample(self, request: Request, start: int, logits: np.ndarray) -> None:
+    def _sample(self, request: Request, start: int, computed: Computed) -> None:
         """What the logits are for: of position `start` on if they are the prompt's."""
         if request.rows is not None and start < request.prompt:
-            request.rows(start, logits[: request.prompt - start])
+            request.rows(start, computed.logits[: request.prompt - start])
         if request.pending:
             return
         request.lap("decode" if request.generated else "prefill")
         if request.options.max_tokens == 0:
             self._end(request, "max_tokens", "length")
         else:
-            self._accept(request, self._draw(request, logits[-1]))
+            self._accept(request, self._draw(request, computed))
 
-    def _draw(self, request: Request, logits: np.ndarray) -> Draw:
+    def _draw(self, request: Request, computed: Computed) -> Draw:
         options, done = request.options, request.generated
         early = done < options.min_tokens and not options.ignore_end
         return draw(
-            logits,
+            computed.logits[-1],
             options.sampling,
             ids=request.ids,
             prompt=request.prompt,
@@ -221,6 +235,7 @@ class Engine:
             forbidden=tuple(self._ends) if early else (),
             forced=options.forced_ids[done] if done < len(options.forced_ids) else None,
             top=options.logprobs,
+            best=int(computed.best[-1]),
         )
 
     def _accept(self, request: Request, drawn: Draw) -> None:
@@ -249,32 +264,32 @@ class Engine:
 
 
 def _pack(work: list[Work]) -> tuple[Batch, list[int]]:
-    """The batch of a step, and how many rows of logits each item has."""
-    spans = [(w.request.computed, w.request.computed + w.count) for w in work]
-    starts = np.cumsum([0] + [w.count for w in work])
-    rows = [list(_rows(w, int(start))) for w, start in zip(work, starts[:-1], strict=True)]
-    table = np.full((len(work), max(len(w.request.blocks) for w in work)), -1, np.int32)
-    for line, w in zip(table, work, strict=True):
-        line[: len(w.request.blocks)] = [block.index for block in w.request.blocks]
-    batch = Batch(
-        ids=np.array(
-            [i for w, (a, b) in zip(work, spans, strict=True) for i in w.request.ids[a:b]], np.int32
-        ),
-        position=np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in spans]),
-        sequence=np.repeat(np.arange(len(work), dtype=np.int32), [w.count for w in work]),
-        block_table=table,
-        rows=np.array([row for some in rows for row in some], np.int32),
-    )
-    return batch, [len(some) for some in rows]
+    """The batch of a step, and how many rows of logits each item has.
+
+    Gathered in lists: most steps have a few tokens, for which an array operation takes longer.
+    """
+    ids, position, sequence, rows, counts = [], [], [], [], []
+    for number, item in enumerate(work):
+        request, first, last = item.request, item.request.computed, item.end
+        wanted = _rows(item, len(ids))
+        ids += request.ids[first:last]
+        position += range(first, last)
+        sequence += [number] * item.count
+        rows += wanted
+        counts.append(len(wanted))
+    blocks = [[block.index for block in item.request.blocks] for item in work]
+    longest = max(map(len, blocks))
+    table = [line + [-1] * (longest - len(line)) for line in blocks]
+    lists = (ids, position, sequence, table, rows)
+    return Batch(*(np.array(values, np.int32) for values in lists)), counts
 
 
-def _rows(work: Work, start: int) -> Iterator[int]:
+def _rows(item: Work, start: int) -> range:
     """All of them when a prompt is scored, the last when the next id is due, else none."""
-    request = work.request
-    if request.reads_prompt:
-        yield from range(start, start + work.count)
-    elif request.computed + work.count == len(request.ids):
-        yield start + work.count - 1
+    end = start + item.count
+    if item.request.reads_prompt:
+        return range(start, end)
+    return range(end - 1, end) if item.end == len(item.request.ids) else range(0)
 
 
 def _not_finite(first: str) -> NumericError:

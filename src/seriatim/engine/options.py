@@ -7,7 +7,7 @@ from operator import index
 from secrets import randbits
 from typing import Any
 
-from seriatim.engine.sampler import Sampling
+from seriatim.engine.sampling import Sampling
 from seriatim.errors import RequestError, did_you_mean, shown
 
 MOST_LOGPROBS = 20

@@ -9,7 +9,7 @@ import numpy as np
 
 from seriatim.engine.cache import Block
 from seriatim.engine.options import Options
-from seriatim.engine.sampler import Draw
+from seriatim.engine.sampling import Draw
 
 Rows = Callable[[int, np.ndarray], None]  # (position of the first row, logits [R, V])
 

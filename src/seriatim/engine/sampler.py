@@ -1,51 +1,22 @@
 """From logits to an id: a pure function of (logits, options, ids so far, position, sample).
 
-No generator state exists. The noise of an id at a position is Philox of (seed, sample, position,
-id); the id with the highest scaled logit plus Gumbel noise wins, which samples softmax exactly
-(Gumbel-max). Filter weights are integers, so sums are exact and no order of addition matters
-(contracts.md, 10 to 13).
+`sampler_reference.py` defines every result; here C++ (csrc/sampler.h) finds the same bits without
+looking at each id twice. Only ids that penalties, biases or masks touch pass through Python.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from math import ceil
+from collections.abc import Sequence
 
 import numpy as np
 
-from seriatim.errors import NumericError, RequestError
-from seriatim.kernels.mathematics import exp, log, philox
+from seriatim.engine import sampler_reference as reference
+from seriatim.engine.sampling import Draw, Sampling
 
-ONE = 2.0**40  # the integer weight of the best id
-REACH = 26.2  # noise spans [-3.2, 23]: a score further below the best cannot win
+try:
+    from seriatim import _native
+except ImportError:  # not built: the definition computes
+    _native = None
 
-Processor = Callable[[Sequence[int], np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an id is drawn; the order of the fields is the order in which they act."""
-
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    processors: tuple[Processor, ...] = ()
-    allowed_ids: tuple[int, ...] | None = None
-    banned_ids: tuple[int, ...] = ()
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One sampled id, its log-probability under the model itself, and the likeliest ids."""
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+_SAMPLER = _native.Sampler() if _native else None
 
 
 def draw(
@@ -59,11 +30,12 @@ def draw(
     forbidden: Sequence[int] = (),
     forced: int | None = None,
     top: int | None = 0,
+    best: int | None = None,
 ) -> Draw:
     """Sample the id at position `len(ids)`.
 
     Args:
-        logits: float32 [vocabulary], finite.
+        logits: float32 [vocabulary], finite, contiguous.
         how: penalties, filters, temperature.
         ids: everything before the position.
         prompt: how many of them were given.
@@ -72,152 +44,67 @@ def draw(
         forbidden: ids that cannot come here (end ids before `min_tokens`).
         forced: the id to take, with its real log-probability.
         top: how many of the likeliest ids to report; None: no log-probabilities at all.
+        best: the first id with the largest logit, where it is known.
 
     Raises:
         RequestError: no id is left.
         NumericError: a processor returned something that is not finite or -inf.
     """
-    own = logits.astype(np.float64)
-    if forced is None:
-        scores = _masked(_processed(own, how, ids, prompt), how, forbidden)
-        id = _pick(scores, how, position=len(ids), seed=seed, sample=sample)
-    else:
-        id = forced
+    if _SAMPLER is None:
+        return reference.draw(
+            logits, how, ids=ids, prompt=prompt, seed=seed, sample=sample, forbidden=forbidden,
+            forced=forced, top=top,
+        )  # fmt: skip
+    untouched = how.plain and how.allowed_ids is None and not (how.banned_ids or forbidden)
+    id = best if forced is None and how.temperature == 0 and untouched else forced
+    if id is None:
+        scores, replaced = (logits, {}) if how.plain else _scores(logits, how, ids, prompt)
+        if how.banned_ids or forbidden:
+            replaced |= dict.fromkeys((*how.banned_ids, *forbidden), -np.inf)
+        id = _SAMPLER.pick(
+            scores,
+            list(replaced),
+            list(replaced.values()),
+            how.allowed_ids,
+            temperature=how.temperature,
+            top_k=how.top_k,
+            top_p=how.top_p,
+            min_p=how.min_p,
+            seed=seed,
+            position=len(ids),
+            sample=sample,
+        )
+        if id < 0:
+            raise reference.nothing_left()
     if top is None:
         return Draw(id)
-    normaliser = log_sum(logits[None])[0]
-    best = np.argsort(-own, kind="stable")[:top] if top else ()
-    listed = tuple((int(i), float(own[i] - normaliser)) for i in best)
-    return Draw(id, float(own[id] - normaliser), listed)
+    normaliser = float(log_sum(logits[None])[0])
+    listed = ((i, float(logits[i]) - normaliser) for i in _SAMPLER.likeliest(logits, top))
+    return Draw(id, float(logits[id]) - normaliser, tuple(listed))
 
 
 def log_sum(logits: np.ndarray) -> np.ndarray:
     """log of the sum of exp along the last axis, from the exact integer sum: float64 [R] of [R, V].
 
-    Row by row, so that what is between stays in the processor's cache.
+    Args:
+        logits: float32.
     """
-    return np.array([_log_sum(row.astype(np.float64)) for row in logits])
+    if _SAMPLER is None:
+        return reference.log_sum(logits)
+    return _SAMPLER.log_sum(np.ascontiguousarray(logits))
 
 
-def _log_sum(row: np.ndarray) -> float:
-    top = row.max()
-    total = _weights(row - top).sum(dtype=np.uint64)
-    return float(top + log(np.array(total / ONE)))
-
-
-def noise(ids: np.ndarray, *, position: int, seed: int, sample: int = 0) -> np.ndarray:
-    """Gumbel noise of each id: -log(-log u), u = (word + 0.5) / 2^32 (float64 [ids]).
-
-    The definition: sampling computes it only for the ids that `_highest` cannot rule out.
-    """
-    return _gumbel(_uniform(ids, position=position, seed=seed, sample=sample))
-
-
-def _gumbel(u: np.ndarray) -> np.ndarray:
-    return -log(-log(u))
-
-
-def _uniform(ids: np.ndarray, *, position: int, seed: int, sample: int) -> np.ndarray:
-    """One number in (0, 1) for each id; four neighbours share a counter."""
-    groups = ids >> 2
-    new = np.ones(len(ids), bool)
-    new[1:] = groups[1:] != groups[:-1]
-    counter = np.zeros((np.count_nonzero(new), 4), np.uint32)
-    counter[:, 0], counter[:, 1], counter[:, 2] = groups[new], position, sample
-    words = philox(counter, seed)[np.cumsum(new) - 1, ids & 3]
-    return (words + 0.5) / 2.0**32
-
-
-def _weights(z: np.ndarray) -> np.ndarray:
-    """round(exp(z) * 2^40) as uint64: 128 k of them still sum below 2^57, exactly.
-
-    By numpy's exp, which is 10 times faster and off by less than 2^-10 here; where that could round
-    the other way, by ours.
-    """
-    rough = np.exp(z) * ONE
-    weights = np.rint(rough)
-    unsure = np.abs(rough - weights) > 0.5 - 2**-8
-    weights[unsure] = np.rint(exp(z[unsure]) * ONE)
-    return weights.astype(np.uint64)
-
-
-def _processed(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> np.ndarray:
-    x = _penalised(x, how, ids, prompt)
-    for id, bias in how.logit_bias:
-        x[id] += bias
-    for processor in how.processors:
-        shape = x.shape
-        x = np.array(processor(tuple(ids), x.astype(np.float32)), dtype=np.float64)
-        if x.shape != shape or np.isnan(x).any() or (x == np.inf).any():
-            raise NumericError(
-                f"the processor {getattr(processor, '__name__', processor)!r} returned a value "
-                "that is NaN or infinite, or an array of another shape",
-                expected="one number or -inf for each id",
-            )
-    return x
-
-
-def _penalised(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> np.ndarray:
-    """Repetition over all ids (CTRL, arXiv:1909.05858); presence and frequency over new ones."""
-    x = x.copy()
-    if how.repetition_penalty != 1.0 and ids:
-        seen = np.unique(np.asarray(ids))
-        by = how.repetition_penalty
-        x[seen] = np.where(x[seen] > 0, x[seen] / by, x[seen] * by)
-    if (how.presence_penalty or how.frequency_penalty) and len(ids) > prompt:
-        seen, count = np.unique(np.asarray(ids[prompt:]), return_counts=True)
-        x[seen] -= how.presence_penalty + how.frequency_penalty * count
-    return x
-
-
-def _masked(x: np.ndarray, how: Sampling, forbidden: Sequence[int]) -> np.ndarray:
-    if how.allowed_ids is not None:
-        hidden = np.ones(len(x), bool)
-        hidden[list(how.allowed_ids)] = False
-        x = np.where(hidden, -np.inf, x)
-    x[list(how.banned_ids) + list(forbidden)] = -np.inf
-    if x.max() == -np.inf:
-        raise RequestError(
-            "the allowed and banned ids leave no id to choose", fix="allow at least one"
-        )
-    return x
-
-
-def _pick(x: np.ndarray, how: Sampling, *, position: int, seed: int, sample: int) -> int:
-    if how.temperature == 0:
-        return int(x.argmax())  # the first of equals: the lowest id
-    with np.errstate(over="ignore"):  # a tiny temperature: -inf is right, and as good as greedy
-        z = (x - x.max()) / how.temperature
-    ids = filtered(z, how)
-    ids = ids[z[ids] > -REACH]
-    return _highest(z[ids], ids, _uniform(ids, position=position, seed=seed, sample=sample))
-
-
-def _highest(z: np.ndarray, ids: np.ndarray, u: np.ndarray) -> int:
-    """The id with the highest z + noise; by numpy's log down to those within its error."""
-    rough = z - np.log(-np.log(u))
-    near = rough > rough.max() - 1e-9
-    return int(ids[near][(z[near] + _gumbel(u[near])).argmax()])
-
-
-def filtered(z: np.ndarray, how: Sampling) -> np.ndarray:
-    """Ids, ascending, that top-k, top-p and min-p leave; `z` is scaled, its maximum 0."""
-    ids = np.flatnonzero(z > -np.inf)
-    if 0 < how.top_k < len(ids):
-        ids = np.sort(_ranked(z, ids)[: how.top_k])
-    if how.top_p == 1.0 and how.min_p == 0.0:
-        return ids
-    weights = _weights(z[ids])
-    if how.top_p < 1.0:
-        order = np.lexsort((ids, -weights.astype(np.int64)))
-        reached = np.cumsum(weights[order])
-        goal = ceil(Fraction(how.top_p) * int(reached[-1]))
-        last = np.searchsorted(reached, np.uint64(goal))  # a plain int would compare as floats
-        kept = np.sort(order[: int(last) + 1])
-        ids, weights = ids[kept], weights[kept]
-    return ids[weights >= ceil(Fraction(how.min_p) * int(weights.max()))]
-
-
-def _ranked(z: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Ids by falling score, equals by rising id."""
-    return ids[np.argsort(-z[ids], kind="stable")]
+def _scores(
+    logits: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int
+) -> tuple[np.ndarray, dict[int, float]]:
+    """A row of logits, and what stands for some of its ids: the definition, on those alone."""
+    if how.processors:  # these see, and may change, every id
+        return reference.processed(logits.astype(np.float64), how, ids, prompt), {}
+    first = 0 if how.repetition_penalty != 1.0 else prompt
+    past, biased = ids[first:], [id for id, _ in how.logit_bias]
+    touched, place = np.unique(np.array([*past, *biased], np.int64), return_inverse=True)
+    x = logits[touched].astype(np.float64)
+    x = reference.penalised(x, how, place[: len(past)], max(0, prompt - first))
+    for at, (_, bias) in zip(place[len(past) :], how.logit_bias, strict=True):
+        x[at] += bias
+    return logits, dict(zip(touched.tolist(), x.tolist(), strict=True))

@@ -21,6 +21,30 @@ class Work:
     request: Request
     count: int
 
+    @property
+    def end(self) -> int:
+        """The first position that is not computed after it."""
+        return self.request.computed + self.count
+
+
+@dataclass
+class Left:
+    """What a step may still compute."""
+
+    tokens: int
+    chunk: int  # of one request
+    rows: int  # of prompts that are scored
+
+    def for_(self, request: Request) -> int:
+        """How many ids of a request fit."""
+        count = min(request.pending, self.tokens, self.chunk)
+        return min(count, self.rows) if request.reads_prompt else count
+
+    def take(self, request: Request, count: int) -> Work:
+        self.tokens -= count
+        self.rows -= count if request.reads_prompt else 0
+        return Work(request, count)
+
 
 class Scheduler:
     """Requests in order of urgency (priority, then arrival), within a budget of tokens a step.
@@ -30,10 +54,12 @@ class Scheduler:
         budget: the most tokens in one step.
         chunk: the most tokens of one request in one step.
         most: the most requests that run together.
+        rows: the most prompt positions in one step whose logits are wanted; each takes memory.
     """
 
-    def __init__(self, pool: BlockPool, *, budget: int, chunk: int, most: int) -> None:
+    def __init__(self, pool: BlockPool, *, budget: int, chunk: int, most: int, rows: int) -> None:
         self.pool, self.budget, self.chunk, self.most = pool, budget, chunk, most
+        self.rows = rows
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._preempted = False
@@ -56,12 +82,11 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step's work: those that run, most urgent first, then those that wait."""
         work: list[Work] = []
-        left, self._preempted = self.budget, False
+        left, self._preempted = Left(self.budget, self.chunk, self.rows), False
         for request in list(self.running):
-            count = min(request.pending, left, self.chunk)
+            count = left.for_(request)
             if count and request in self.running and self._reserve(request, count):
-                work.append(Work(request, count))
-                left -= count
+                work.append(left.take(request, count))
         if not self._preempted:  # else the victim would come straight back
             work += self._admit(left)
         return work
@@ -99,20 +124,19 @@ class Scheduler:
             request.blocks.append(block)
         return True
 
-    def _admit(self, left: int) -> Iterator[Work]:
-        while self.waiting and left > 0 and len(self.running) < self.most:
+    def _admit(self, left: "Left") -> Iterator[Work]:
+        while self.waiting and left.tokens > 0 and len(self.running) < self.most:
             request = self.waiting[0]
             self._reuse(request)
-            count = min(request.pending, left, self.chunk)
-            fits = self._blocks(request, request.pending) <= self.pool.available
+            count = left.for_(request)
+            fits = count and self._blocks(request, request.pending) <= self.pool.available
             if not fits or not self._take(request, count):
                 self._release(request)
                 return  # admission takes no one's blocks: preempting is for those that run
             self.waiting.pop(0)
             insort(self.running, request, key=lambda r: r.urgency)
             request.lap("queue")
-            left -= count
-            yield Work(request, count)
+            yield left.take(request, count)
 
     def _blocks(self, request: Request, count: int) -> int:
         """How many more blocks `count` more ids need."""

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from seriatim.errors import ModelError, RequestError, ResourceError, SeriatimError
-from seriatim.kernels.formats import FORMATS, Array, Blocks
+from seriatim.kernels.formats import Array, Blocks
 from seriatim.kernels.fuse import fuse
 from seriatim.kernels.ops import Batch
 from seriatim.kernels.record import Buffer, Plan, Weight
@@ -271,7 +271,8 @@ def _checked_weight(weight: Weight, array: Array | None) -> Array:
     if array is None:
         raise ModelError(f"weight {weight.name} is missing", expected=f"shape {weight.shape}")
     kind = _kind(array)
-    if array.shape != weight.shape or not (kind in FORMATS or array.dtype in _DTYPES):
+    known = isinstance(array, Blocks) or array.dtype in _DTYPES
+    if array.shape != weight.shape or not known:
         raise ModelError(
             f"weight {weight.name} is {kind} {array.shape}",
             expected=f"float32, float16, bfloat16 or blocks {weight.shape}",

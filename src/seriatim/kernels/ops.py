@@ -160,6 +160,10 @@ class Runtime(Protocol):
         """uint8 [R]: 1 where a row of the latest logits has neither NaN nor infinity."""
         ...
 
+    def best(self) -> np.ndarray:
+        """int32 [R]: the first id with the largest logit in each row of the latest step."""
+        ...
+
     def trace(self, batch: Batch) -> str:
         """The same step again, slowly: the name of the first result that is not finite."""
         ...

@@ -65,6 +65,9 @@ class TorchRuntime:
     def finite(self) -> np.ndarray:
         return np.asarray(np.isfinite(self._logits).all(-1), np.uint8)
 
+    def best(self) -> np.ndarray:
+        return self._logits.argmax(-1).astype(np.int32)
+
     def trace(self, batch: Batch) -> str:
         """The first weight that is not finite, or the logits themselves."""
         values = {n: w.values if isinstance(w, Expanded) else w for n, w in self.weights.items()}

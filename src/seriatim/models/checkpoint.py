@@ -1,4 +1,4 @@
-"""Checkpoints: a Hugging Face folder or a llama2.c file, read whole and checked; folders written.
+"""Checkpoints: a Hugging Face folder, a GGUF or a llama2.c file, read and checked; folders written.
 
 What it is not: tokenizers (`codecs/`), or a download. Nothing here runs code from a checkpoint.
 """
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from seriatim.errors import ModelError
-from seriatim.files import llama2c, safetensors
+from seriatim.files import gguf, llama2c, safetensors
 from seriatim.files.jsonfile import read_object
 from seriatim.files.regular import is_file, refuse
-from seriatim.models import families
+from seriatim.kernels.formats import Array
+from seriatim.models import families, quantised
+from seriatim.models import gguf as models_gguf
 from seriatim.models import weights as weighing
-from seriatim.models.config import Say
+from seriatim.models.config import ids
 from seriatim.models.families import llama
 from seriatim.models.spec import Spec
 from seriatim.models.spec import weights as shapes
@@ -65,7 +67,7 @@ class Checkpoint:
 
 
 def read(path: Path, *, context: int | None = None) -> Checkpoint:
-    """Read a folder of config.json and safetensors, or a llama2.c file of version 0.
+    """Read a folder of config.json and safetensors, a GGUF file, or a llama2.c file of version 0.
 
     Args:
         path: the folder or the file.
@@ -75,6 +77,7 @@ def read(path: Path, *, context: int | None = None) -> Checkpoint:
         FileError: a file is missing, damaged or of another format.
         ModelError: readable, but not a model that seriatim runs exactly.
         RequestError: `context` is more than the model has.
+        ResourceError: the blocks of a GGUF file would not fit into memory.
     """
     return _read_file(path, context) if is_file(path) else _read_folder(path, context)
 
@@ -123,19 +126,40 @@ def write(
     safetensors.write(folder / safetensors.SINGLE, tensors, {"format": "pt"})
 
 
+def write_quantised(folder: Path, source: Checkpoint, weights: Mapping[str, Array]) -> None:
+    """Write config.json and model.safetensors of a model whose weights are in blocks.
+
+    Args:
+        folder: where; made if it is not there.
+        source: the model they stand for, of a layout that has a config.json (`standard.py`).
+        weights: by the names of `spec.weights(source.spec)`.
+
+    Raises:
+        ModelError: a fused tensor of parts that are not whole panels.
+    """
+    own = source.path / CONFIG
+    ids = {"bos_token_id": source.start, "eos_token_id": list(source.ends) or None}
+    config = read_object(own) if source.path.is_dir() else _config(source.spec, source.weights, ids)
+    sources = families.by_name(source.family)[1].sources(source.spec, source.names.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / CONFIG, {**config, quantised.KEY: quantised.MARK})
+    quantised.write(folder / safetensors.SINGLE, weights, sources)
+
+
 def _read_folder(folder: Path, context: int | None) -> Checkpoint:
     if not folder.is_dir():
-        raise refuse(folder, "does not exist", expected="a model folder or a llama2.c file")
+        raise refuse(folder, "does not exist", expected="a model folder, a GGUF or a llama2.c file")
     config = read_object(folder / CONFIG)
     extra = folder / GENERATION
     generation = read_object(extra) if os.path.lexists(extra) else {}
+    config, in_blocks = quantised.of(config, folder / CONFIG)
     name, family = families.of(config)
     notes: list[str] = []
     spec = family.spec(config, context, notes.append)
-    stored = safetensors.read_folder(folder).tensors
-    ends = _ids(config, "eos_token_id", spec, notes.append, CONFIG)
-    ends |= _ids(generation, "eos_token_id", spec, notes.append, GENERATION)
-    starts = _ids(config, "bos_token_id", spec, notes.append, CONFIG)
+    stored = quantised.read(folder) if in_blocks else safetensors.read_folder(folder).tensors
+    ends = ids(config, "eos_token_id", spec.vocab_size, notes.append, CONFIG)
+    ends |= ids(generation, "eos_token_id", spec.vocab_size, notes.append, GENERATION)
+    starts = ids(config, "bos_token_id", spec.vocab_size, notes.append, CONFIG)
     return Checkpoint(
         path=folder,
         family=name,
@@ -153,6 +177,8 @@ def _read_folder(folder: Path, context: int | None) -> Checkpoint:
 def _read_file(path: Path, context: int | None) -> Checkpoint:
     if path.suffix in (".safetensors", ".json"):
         raise refuse(path, "is one file of a model", expected="the folder that holds all of them")
+    if gguf.matches(path):
+        return Checkpoint(path=path, **models_gguf.read(path, context)._asdict())
     header, stored = llama2c.read(path)
     name, family = families.by_name("llama2c")
     spec = family.spec(header, context)
@@ -172,17 +198,6 @@ def _read_file(path: Path, context: int | None) -> Checkpoint:
 
 def _names(family: families.Family, spec: Spec, stored: Collection[str]) -> dict[str, str]:
     return {name: source.name for name, source in family.sources(spec, stored).items()}
-
-
-def _ids(config: Mapping[str, Any], key: str, spec: Spec, say: Say, where: str) -> set[int]:
-    """One id or a list of them; those outside the vocabulary are named and dropped."""
-    value = config.get(key)
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(i) is int for i in ids):
-        raise ModelError(f"{where} has {key} = {value!r}", expected="an id, a list of ids, or null")
-    if outside := [i for i in ids if not 0 <= i < spec.vocab_size]:
-        say(f"{key} {outside} of {where} are outside the vocabulary of {spec.vocab_size}: ignored")
-    return set(ids) - set(outside)
 
 
 def _config(

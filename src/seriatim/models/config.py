@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from seriatim.errors import ModelError, RequestError, did_you_mean
+from seriatim.errors import ModelError, RequestError, did_you_mean, shown
 
 Say = Callable[[str], None]  # takes one line about something ignored, defaulted or chosen
 REQUIRED: Any = object()
@@ -91,6 +91,22 @@ def choose_context(wanted: int | None, trained: int, most: int) -> int:
             fix="leave it out",
         )
     return wanted
+
+
+def ids(config: Mapping[str, Any], key: str, size: int, say: Say, where: str) -> set[int]:
+    """One id or a list of them; those outside a vocabulary of `size` are named and dropped.
+
+    Raises:
+        ModelError: something else than ids.
+    """
+    value = config.get(key)
+    found = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(i) is int for i in found):
+        seen = f"{where} has {key} = {shown(value)}"
+        raise ModelError(seen, expected="an id, a list of ids, or null")
+    if outside := [i for i in found if not 0 <= i < size]:
+        say(f"{key} {outside} of {where} are outside the vocabulary of {size}: ignored")
+    return set(found) - set(outside)
 
 
 class Fields:

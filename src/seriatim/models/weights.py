@@ -28,9 +28,7 @@ _EXPONENTS = {"f32": 0x7F800000, "f16": 0x7C00, "bf16": 0x7F80}  # all set: infi
 _CHUNK = 1 << 20  # values looked at together
 
 
-def load(
-    stored: Mapping[str, np.ndarray], spec: Spec, family: Family, say: Say = silent
-) -> Weights:
+def load(stored: Mapping[str, Array], spec: Spec, family: Family, say: Say = silent) -> Weights:
     """The weights of a model from the tensors of its files.
 
     Args:
@@ -40,7 +38,8 @@ def load(
         say: told of tensors that are ignored.
 
     Returns:
-        One array for each of `spec.weights(spec)`, float32, float16 or bfloat16 as stored.
+        One array for each of `spec.weights(spec)`, float32, float16, bfloat16 or blocks as stored.
+        Blocks are always [out, in], whatever the family's layout.
 
     Raises:
         ModelError: a tensor is missing, unexpected, of another shape or type, or an unequal copy.
@@ -48,7 +47,7 @@ def load(
     sources = family.sources(spec, stored.keys())
     duplicates = family.duplicates(spec, stored.keys())
     _check_names(stored, sources, duplicates, family, say)
-    for name, shape in _stored_shapes(spec, sources).items():
+    for name, shape in _stored_shapes(stored, spec, sources).items():
         _check_tensor(name, stored[name], shape)
     for name, original in duplicates.items():
         if not _equal(stored[name], stored[original]):
@@ -109,7 +108,7 @@ def dtype_name(weight: Array) -> str:
 
 
 def _check_names(
-    stored: Mapping[str, np.ndarray],
+    stored: Mapping[str, Array],
     sources: Mapping[str, Source],
     duplicates: Mapping[str, str],
     family: Family,
@@ -132,28 +131,33 @@ def _check_names(
         say(f"tensors that are computed anew were ignored: {listed(rest)}")
 
 
-def _stored_shapes(spec: Spec, sources: Mapping[str, Source]) -> dict[str, tuple[int, ...]]:
+def _stored_shapes(
+    stored: Mapping[str, Array], spec: Spec, sources: Mapping[str, Source]
+) -> dict[str, tuple[int, ...]]:
     """Shape on disk of each stored tensor; a fused one ends where its last part does."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in weights(spec).items():
         source = sources[name]
+        turned = source.transpose and not isinstance(stored[source.name], Blocks)
         if source.rows is not None:
             before = shapes.get(source.name, (0,))
-            length = before[-1] if source.transpose else before[0]
+            length = before[-1] if turned else before[0]
             shape = (max(length, source.rows.stop), *shape[1:])
-        shapes[source.name] = shape[::-1] if source.transpose else shape
+        shapes[source.name] = shape[::-1] if turned else shape
     return shapes
 
 
-def _check_tensor(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+def _check_tensor(name: str, array: Array, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ModelError(f"the tensor {name} has the shape {array.shape}", expected=str(shape))
-    if array.dtype not in _NAMES:
+    if not isinstance(array, Blocks) and array.dtype not in _NAMES:
         expected = "float32, float16 or bfloat16"
         raise ModelError(f"the tensor {name} has the type {array.dtype}", expected=expected)
 
 
-def _take(array: np.ndarray, source: Source) -> np.ndarray:
+def _take(array: Array, source: Source) -> Array:
+    if isinstance(array, Blocks):
+        return array if source.rows is None else _panels(array, source)
     part = array.T if source.transpose else array
     part = part if source.rows is None else part[source.rows]
     taken = np.require(part, requirements=["C", "A"])  # copies only if it must
@@ -162,8 +166,23 @@ def _take(array: np.ndarray, source: Source) -> np.ndarray:
     return taken
 
 
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+def _panels(blocks: Blocks, source: Source) -> Blocks:
+    """A part of a fused tensor in blocks, which must be whole panels."""
+    assert source.rows is not None
+    try:
+        return blocks.rows(source.rows)
+    except ValueError as error:
+        raise ModelError(
+            f"the tensor {source.name} is fused of parts that blocks cannot hold: {error}",
+            fix="load the model that it was made from with precision=",
+        ) from None
+
+
+def _equal(a: Array, b: Array) -> bool:
     """Equality of bits, a chunk at a time."""
+    if isinstance(a, Blocks) or isinstance(b, Blocks):
+        same = isinstance(a, Blocks) and isinstance(b, Blocks) and a.kind == b.kind
+        return same and _equal(a.data, b.data)
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     pairs = zip(_chunks(a.view(np.uint8)), _chunks(b.view(np.uint8)), strict=True)

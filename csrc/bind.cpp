@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "isas.h"
 #include "plan.h"
 
 namespace nb = nanobind;
@@ -19,58 +20,15 @@ namespace nb = nanobind;
 namespace seriatim {
 namespace {
 
-using Names = std::vector<std::string>;
-
-struct Candidate {
-  const Isa& isa;
-  bool runnable;
-};
-
-#if defined(__x86_64__)
-std::vector<Candidate> candidates() {
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  return {{kAvx512, avx512}, {kAvx2, avx2}, {kPlain, true}};
-}
-
-Names features() {
-  __builtin_cpu_init();
-  Names names;
-#define SERIATIM_FEATURE(name) \
-  if (__builtin_cpu_supports(name)) names.push_back(name);
-  SERIATIM_FEATURE("sse4.2")
-  SERIATIM_FEATURE("avx")
-  SERIATIM_FEATURE("f16c")
-  SERIATIM_FEATURE("fma")
-  SERIATIM_FEATURE("avx2")
-  SERIATIM_FEATURE("avx512f")
-  SERIATIM_FEATURE("avx512bw")
-  SERIATIM_FEATURE("avx512dq")
-  SERIATIM_FEATURE("avx512vl")
-  SERIATIM_FEATURE("avx512vnni")
-  SERIATIM_FEATURE("avx512bf16")
-#undef SERIATIM_FEATURE
-  return names;
-}
-#else
-std::vector<Candidate> candidates() { return {{kPlain, true}}; }
-Names features() { return {}; }
-#endif
-
-Names isas() {
-  Names names;
-  for (const Candidate& c : candidates())
-    if (c.runnable) names.emplace_back(c.isa.name);
-  return names;
+std::vector<std::pair<std::string, Names>> isas() {
+  std::vector<std::pair<std::string, Names>> all;
+  for (const Choice& choice : choices()) all.emplace_back(choice.isa.name, choice.lacks);
+  return all;
 }
 
 const Isa& find_isa(const std::string& name) {
-  for (const Candidate& c : candidates())
-    if (c.runnable && name == c.isa.name) return c.isa;
+  for (const Choice& choice : choices())
+    if (choice.lacks.empty() && name == choice.isa.name) return choice.isa;
   throw std::invalid_argument("isa " + name + " does not run on this processor");
 }
 

@@ -38,28 +38,27 @@ SERIATIM_INLINE int64_t groups_of(int64_t columns) { return (columns + kGroup - 
 
 struct Rounded {
   float scale;
-  int32_t sums[2];  // of either half
+  uint32_t sums[2];  // of either half
 };
 
 // Registers of one group.
 constexpr int kGroupParts = 2 * kParts;
-using Four = int32_t __attribute__((vector_size(16)));
 
 // The eight, four, two and one left when halves are put together by `f`.
-template <class F>
-SERIATIM_INLINE int32_t folded(Ints v, F&& f) {
+template <class V, class F>
+SERIATIM_INLINE auto folded(V v, F&& f) {
 #if SERIATIM_WIDTH == 16
   const auto half = f(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
                       __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-  const Four four = f(__builtin_shufflevector(half, half, 0, 1, 2, 3),
+  const auto four = f(__builtin_shufflevector(half, half, 0, 1, 2, 3),
                       __builtin_shufflevector(half, half, 4, 5, 6, 7));
 #elif SERIATIM_WIDTH == 8
-  const Four four =
+  const auto four =
       f(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7));
 #else
-  const Four four = v;
+  const auto four = v;
 #endif
-  const Four two = f(four, __builtin_shufflevector(four, four, 2, 3, 0, 1));
+  const auto two = f(four, __builtin_shufflevector(four, four, 2, 3, 0, 1));
   return f(two, __builtin_shufflevector(two, two, 1, 0, 3, 2))[0];
 }
 
@@ -83,7 +82,8 @@ SERIATIM_INLINE void store_bytes(int8_t* to, const Ints (&q)[kGroupParts]) {
 // so too: compared as integers, such values are the largest.
 SERIATIM_INLINE Rounded round_group(f32x16 a, f32x16 b, int8_t* to) {
   Vec x[kGroupParts];
-  Ints most = {}, sums[2] = {}, q[kGroupParts];
+  Ints most = {}, q[kGroupParts];
+  Bits sums[2] = {};  // what is not finite gives any integers, whose sums wrap
   SERIATIM_EACH x[i] = a.part[i];
   SERIATIM_EACH x[kParts + i] = b.part[i];
   for (int i = 0; i < kGroupParts; ++i) {
@@ -99,7 +99,7 @@ SERIATIM_INLINE Rounded round_group(f32x16 a, f32x16 b, int8_t* to) {
   const Vec by = splat(factor), magic = splat(0x1.8p23f);
   for (int i = 0; i < kGroupParts; ++i) {
     q[i] = (Ints)(x[i] * by + magic) - (Ints)magic;
-    sums[i / kParts] += q[i];
+    sums[i / kParts] += (Bits)q[i];
   }
   store_bytes(to, q);
   const auto plus = [](auto m, auto n) SERIATIM_INLINE_LAMBDA { return m + n; };
@@ -128,7 +128,7 @@ SERIATIM_INLINE void round_inputs(const float* x, int64_t columns, Type type, in
     }
     const Rounded rounded = round_group(a, b, reinterpret_cast<int8_t*>(to) + at * kGroup);
     put(to + n * kGroup + at * 4, rounded.scale);
-    const int32_t low = rounded.sums[0] * zero_is, high = rounded.sums[1] * zero_is;
+    const uint32_t low = rounded.sums[0] * zero_is, high = rounded.sums[1] * zero_is;
     put(to + n * (kGroup + 4) + at * 4, type == Type::kInt6 ? low : low + high);
     if (type == Type::kInt6) put(to + n * (kGroup + 8) + at * 4, high);
   }

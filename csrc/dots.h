@@ -6,20 +6,16 @@
 // `value` gives each row's sum of weight * x less `offset`, as f32, which holds it exactly.
 // Integers have no rounding, so how they are added is each instruction set's own affair:
 //
-//   VNNI      vpdpbusd adds four products into 32 bits
-//   AVX2/512  vpmaddubsw adds two products into 16 bits; a nibble is at most 15 and |x| at most
-//   127,
-//             so eight such sums stay below 2^15. A byte is taken as two nibbles.
-//   NEON      sdot on weights with their top bit turned, which subtracts 128
-//   plain     one product at a time
+// A translation unit sets SERIATIM_DOT:
+//
+//   0  plain     SSE2's pmaddwd adds two products of 16-bit integers; else one product at a time
+//   1  AVX2/512  vpmaddubsw adds two products into 16 bits; a nibble is at most 15 and |x| at most
+//                127, so eight such sums stay below 2^15. A byte is taken as two nibbles.
+//   2  VNNI      vpdpbusd adds four products into 32 bits
+//   3  NEON      sdot, on signed bytes: weights with their top bit turned, which subtracts 128
 #pragma once
 #include "ops.h"
 #include "simd.h"
-#if SERIATIM_DOT == 3
-#include <arm_neon.h>
-#endif
-
-// SERIATIM_DOT: 0 plain, 1 vpmaddubsw, 2 vpdpbusd, 3 sdot.
 
 namespace seriatim {
 namespace {
@@ -33,6 +29,11 @@ SERIATIM_INLINE Ints spread(const int8_t* x) {
 
 // GCC would else make all products of a group first and put them by in memory.
 SERIATIM_INLINE Ints in_turn(Ints sum) { return in_register(sum); }
+
+// Wraps where inputs were not finite: their integers mean nothing, and their scale is not finite.
+SERIATIM_INLINE Vec less(Ints sum, int32_t offset) {
+  return __builtin_convertvector((Ints)((Bits)sum - static_cast<uint32_t>(offset)), Vec);
+}
 
 SERIATIM_INLINE Ints low_nibbles(Ints w) { return w & 0x0f0f0f0f; }
 SERIATIM_INLINE Ints high_nibbles(Ints w) { return (Ints)((Bits)w >> 4) & 0x0f0f0f0f; }
@@ -80,7 +81,7 @@ struct Dot<Type::kInt4> {
     sum = in_turn(add_pairs(sum, pairs(w.high, spread(x + 4))));
   }
   SERIATIM_INLINE Vec value(const int32_t (&offset)[2], const uint8_t*) const {
-    return __builtin_convertvector(widen_pairs(sum, 1) - offset[0], Vec);
+    return less(widen_pairs(sum, 1), offset[0]);
   }
 };
 
@@ -99,7 +100,7 @@ struct Dot<Type::kInt8> {
     high = in_turn(add_pairs(high, pairs(w.high, four)));
   }
   SERIATIM_INLINE Vec value(const int32_t (&offset)[2], const uint8_t*) const {
-    return __builtin_convertvector(widen_pairs(low, 1) + widen_pairs(high, 16) - offset[0], Vec);
+    return less(widen_pairs(low, 1) + widen_pairs(high, 16), offset[0]);
   }
 };
 
@@ -118,6 +119,14 @@ SERIATIM_INLINE Ints add_fours(Ints sum, Ints w, Ints x) {
 #elif SERIATIM_DOT == 3
 SERIATIM_INLINE Ints add_fours(Ints sum, Ints w, Ints x) {
   return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
+}
+#elif defined(__SSE2__)
+// Bytes 0 and 2, then 1 and 3, each widened to 16 bits.
+SERIATIM_INLINE Ints add_fours(Ints sum, Ints w, Ints x) {
+  using Shorts = int16_t __attribute__((vector_size(16)));
+  const __m128i even = (__m128i)((Shorts)((Bits)x << 8) >> 8), odd = (__m128i)((Shorts)x >> 8);
+  sum += (Ints)_mm_madd_epi16((__m128i)(w & 0x00ff00ff), even);
+  return sum + (Ints)_mm_madd_epi16((__m128i)((Bits)w >> 8 & 0x00ff00ff), odd);
 }
 #else
 SERIATIM_INLINE Ints add_fours(Ints sum, Ints w, Ints x) {
@@ -149,7 +158,7 @@ struct Dot {
     if (kNibbles) sum = add_fours(sum, w.high, spread(x + 4));
   }
   SERIATIM_INLINE Vec value(const int32_t (&offset)[2], const uint8_t*) const {
-    return __builtin_convertvector(kTurned ? sum : sum - offset[0], Vec);
+    return less(sum, kTurned ? 0 : offset[0]);
   }
 };
 

@@ -39,8 +39,8 @@ struct Dot<Type::kInt6> {
   // `factors`: int8 [half, row of the panel], at this register's first row.
   SERIATIM_INLINE Vec value(const int32_t (&offset)[2], const uint8_t* factors) const {
     const int8_t* at = reinterpret_cast<const int8_t*>(factors);
-    const Vec first = __builtin_convertvector(sums[0] - offset[0], Vec) * load_part(at);
-    return fma(__builtin_convertvector(sums[1] - offset[1], Vec), load_part(at + kPanel), first);
+    const Vec first = less(sums[0], offset[0]) * load_part(at);
+    return fma(less(sums[1], offset[1]), load_part(at + kPanel), first);
   }
 };
 

@@ -186,6 +186,7 @@ struct Isa {
   Survey (*survey)(const float* logits, int64_t n);
 };
 
-extern const Isa kAvx512, kAvx2, kPlain;
+// Those that a build has: isas.h.
+extern const Isa kAvx512Vnni, kAvx512, kAvxVnni, kAvx2, kNeon, kPlain;
 
 }  // namespace seriatim

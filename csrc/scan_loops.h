@@ -48,6 +48,7 @@ SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) {
   return (Unsigned)_mm_mul_epu32((__m128i)a, (__m128i)b);
 }
 #else
+SERIATIM_INLINE Floats greater(Floats a, Floats b) { return a > b ? a : b; }
 SERIATIM_INLINE Unsigned multiply(Unsigned a, Unsigned b) {
   return (a & 0xFFFFFFFF) * (b & 0xFFFFFFFF);
 }

@@ -1,17 +1,32 @@
 // Sixteen f32 lanes with the same meaning, to the bit, in every instruction set.
 //
 // A translation unit sets SERIATIM_WIDTH, the f32 lanes of one register: 16 (AVX-512), 8 (AVX2) or
-// 4 (plain: what the compiler's baseline has). Everything is in an anonymous namespace: code
-// compiled with AVX flags must never be the copy that another unit links to.
+// 4 (plain: what the compiler's baseline has, SSE2 or NEON). Everything is in an anonymous
+// namespace: code compiled with AVX flags must never be the copy that another unit links to.
+//
+// bf16 is widened and multiplied as f32 everywhere. AVX-512's vpdpbf16ps would be twice as fast,
+// but adds in pairs, to its own rules for subnormals: other bits than AVX2's (contracts.md, 2).
 #pragma once
 #include <cstdint>
 #if SERIATIM_WIDTH > 4
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
+// SERIATIM_SMALL: for sanitizers, whose checks in all that is inlined take a quarter of an hour to
+// compile.
+#ifdef SERIATIM_SMALL
+#define SERIATIM_INLINE inline
+#define SERIATIM_INLINE_LAMBDA
+#define SERIATIM_UNROLL
+#else
 #define SERIATIM_INLINE inline __attribute__((always_inline))
 #define SERIATIM_INLINE_LAMBDA __attribute__((always_inline))
 #define SERIATIM_UNROLL _Pragma("GCC unroll 8")
+#endif
 
 namespace seriatim {
 namespace {
@@ -50,6 +65,10 @@ template <class V>
 SERIATIM_INLINE V in_register(V v) {
 #if SERIATIM_WIDTH > 4
   asm("" : "+v"(v));
+#elif defined(__SSE2__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
 #endif
   return v;
 }
@@ -103,10 +122,10 @@ __attribute__((noinline)) Vec fma(Vec a, Vec b, Vec c) {
 }
 #endif
 
+using Halves = uint16_t __attribute__((vector_size(kWidth * 2)));
+
 SERIATIM_INLINE Vec load_part(const bf16* p) {
-  Bits v;
-  for (int i = 0; i < kWidth; ++i) v[i] = (uint32_t)p[i].bits << 16;
-  return (Vec)v;
+  return (Vec)(__builtin_convertvector(unaligned<Halves>(p), Bits) << 16);
 }
 
 SERIATIM_INLINE Vec load_part(const int8_t* p) {
@@ -115,15 +134,18 @@ SERIATIM_INLINE Vec load_part(const int8_t* p) {
   return v;
 }
 
+#ifdef __aarch64__
+SERIATIM_INLINE Vec load_part(const f16* p) { return (Vec)vcvt_f32_f16(unaligned<float16x4_t>(p)); }
+#else
 // The exponent is rebiased by an exact product; 2^112 brings subnormals to their place as well.
 SERIATIM_INLINE Vec load_part(const f16* p) {
-  Bits v;
-  for (int i = 0; i < kWidth; ++i) v[i] = p[i].bits;
+  const Bits v = __builtin_convertvector(unaligned<Halves>(p), Bits);
   const Bits size = (v & 0x7fff) << 13, sign = (v & 0x8000) << 16;
   const Bits finite = (Bits)((Vec)size * 0x1p112f);
   const Bits special = size | 0x7f800000;  // infinity and NaN
   return (Vec)((size >= 0x0f800000 ? special : finite) | sign);
 }
+#endif
 
 #endif
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +24,6 @@ from seriatim.errors import ModelError, RequestError
 from seriatim.kernels.native import NativeRuntime, _cpus, _quota, available_cpus
 from seriatim.kernels.ops import Batch
 from seriatim.kernels.record import record
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_rows_without_logits_cost_nothing_and_give_an_empty_result():
@@ -238,56 +235,3 @@ def test_processors_are_counted_within_quotas(tmp_path):
     (tmp_path / "cpu.max").write_text("200000 100000\n")
     (tmp_path / "own").write_text("0::/a\n")
     assert _quota(tmp_path, tmp_path / "own") == 2
-
-
-# ---- the compiler ------------------------------------------------------------------------------
-
-LEVELS = """
-import numpy as np, sys
-sys.path.insert(0, sys.argv[1])
-import _native
-rng = np.random.default_rng(0)
-for isa in _native.isas():
-    p = _native.Plan(isa, 1, "bf16", [(1, 20)], [("T", 60)] * 6)
-    x = rng.standard_normal((70, 60)).astype(np.float32)
-    w = (rng.standard_normal((60, 60)) / 4).astype(np.float16)
-    k = (rng.standard_normal((20, 60)) / 4).astype(np.float32)
-    table, w, k = p.tensor(x, "f32"), p.tensor(w, "f16"), p.tensor(k, "f32")
-    f = p.tensor(np.float32([1, 0.1, 0.01]), "f32")
-    p.add(0, [], [table], 0, [0], [])
-    p.add(2, [0], [-1, -1], 1, [1, 3], [1e-5])
-    p.add(1, [1], [w, -1], 2, [], [])
-    p.add(3, [], [f], 3, [], [1.0])
-    p.add(4, [2, 3], [], 4, [3, 0], [])
-    p.add(1, [1], [k, -1], 3, [], [])
-    p.add(5, [4, 3, 3], [], 5, [0, 3, 1, 0, 0], [0.3, 5.0])
-    for kind in range(5):
-        p.add(6, [5, 2], [], 4, [kind], [])
-        p.add(8, [5, 4], [], 1, [], [])
-        p.add(10, [1], [], 5, [], [9.0])
-    p.resize(2)
-    count = np.arange(70, dtype=np.int32)
-    table = np.array([[1, 0]], np.int32)
-    print(p.step(count, count, count * 0, table, count).tobytes().hex())
-    rng = np.random.default_rng(0)
-"""
-
-
-@pytest.mark.slow
-def test_the_optimiser_changes_nothing(tmp_path):
-    cmake = pytest.importorskip("cmake", reason="cmake is not installed")
-    nanobind = pytest.importorskip("nanobind", reason="nanobind is not installed")
-    del cmake
-    results = []
-    for level in ("-O1", "-O3"):
-        build = tmp_path / level
-        configure = [
-            "cmake", "-S", ROOT, "-B", build, f"-DCMAKE_CXX_FLAGS_RELEASE={level}",
-            f"-DPython_EXECUTABLE={sys.executable}", f"-Dnanobind_DIR={nanobind.cmake_dir()}",
-        ]  # fmt: skip
-        subprocess.run(configure, check=True, capture_output=True)
-        subprocess.run(["cmake", "--build", build], check=True, capture_output=True)
-        command = [sys.executable, "-c", LEVELS, build]
-        results.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert results[0] == results[1]
-    assert len(set(results[0].split())) == 1

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-def isas() -> list[str]:
-    """Instruction sets with kernels that run on this processor, best first."""
+def isas() -> list[tuple[str, list[str]]]:
+    """Every instruction set with kernels, best first, and what the processor lacks for it."""
 
 def features() -> list[str]:
     """What the processor has, of the features that kernels may use."""
@@ -23,7 +23,7 @@ class Plan:
     """Records over slots, checked when added; every refusal is a `ValueError` that names it.
 
     Args:
-        isa: one of `isas()`.
+        isa: one of `isas()` for which nothing is lacking.
         threads: workers, the caller included.
         kv: how keys and values are stored, "f32" or "bf16".
         layers: (kv heads, channels) of each attention layer.

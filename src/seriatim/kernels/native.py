@@ -7,6 +7,7 @@ they are (a mapped file); only vectors and transposed views are copied.
 import math
 import os
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,7 +179,15 @@ class _Tensors:
 
 def isas() -> list[str]:
     """Instruction sets with kernels that run on this processor, best first."""
-    return _module().isas()
+    return [name for name, lacks in _module().isas() if not lacks]
+
+
+def why() -> str:
+    """Which instruction set is the best here, and what the processor lacks for better ones."""
+    best, *_ = isas()
+    better = takewhile(lambda choice: choice[1], _module().isas())
+    needs = [f"{name} needs {', '.join(lacks)}" for name, lacks in better]
+    return "; ".join([f"{best}: the best here", *needs])
 
 
 def features() -> list[str]:

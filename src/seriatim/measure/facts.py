@@ -33,10 +33,11 @@ def of(model: Model) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Facts of this machine: the instruction sets with kernels, best first, and the processors."""
+    """Facts of this machine: the instruction sets it runs, best first, and the processors."""
     return {
         "seriatim": __version__,
         "isa": native.isas(),
+        "why": native.why(),
         "features": native.features(),
         "processors": native.available_cpus(),
     }

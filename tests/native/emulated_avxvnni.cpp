@@ -1,0 +1,3 @@
+#include "emulate_vnni.h"
+//
+#include "isa_avxvnni.cpp"

@@ -140,6 +140,17 @@ def measure(name: str, source: Path, python: str, folder: Path) -> list[dict]:
     return rows
 
 
+def shown(row: dict) -> str:
+    text = (
+        f"{row['row']:38} KL {row['kl']:.3e} ± {row['kl_error']:.0e}  99% {row['kl_99']:.2e}"
+        f"  worst {row['kl_worst']:.1e}  {row['bytes']:,} bytes"
+    )
+    if "ratio" not in row:
+        return text
+    ratios = f"  x default {row['ratio']:.3f}  x pure {row['ratio_pure']:.3f}  pass {row['pass']}"
+    return f"{text}{ratios}  {row['seconds']:.1f} s"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llama", required=True, metavar="PY")
@@ -152,17 +163,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as root:
             found = measure(name, models[name], args.llama, Path(root))
         for row in found:
-            compared = (
-                f"  x default {row['ratio']:.3f}  x pure {row['ratio_pure']:.3f}  pass {row['pass']}"
-                f"  {row['seconds']:.1f} s"
-                if "ratio" in row
-                else ""
-            )
-            print(
-                f"{row['row']:38} KL {row['kl']:.3e} ± {row['kl_error']:.0e}  99% {row['kl_99']:.2e}"
-                f"  worst {row['kl_worst']:.1e}  {row['bytes']:,} bytes{compared}",
-                flush=True,
-            )
+            print(shown(row), flush=True)
         rows += found
     if args.json:
         args.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")

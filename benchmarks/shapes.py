@@ -94,8 +94,9 @@ class Files:
             bits = name.removeprefix("openvino-int")
             self._worker("OpenVINO", "make_openvino.py", self.path("bf16"), path, bits)
         else:
-            words = ["-m", "seriatim", "quantize", self.path("bf16"), "--to", name, "--out", path]
-            _call([sys.executable, *map(str, words)])
+            words = [self.path("bf16"), "--to", name, "--out", path, "--method", "round"]
+            quantize = [sys.executable, "-m", "seriatim", "quantize", "--no-report"]
+            _call([*quantize, *map(str, words)])
 
     def _worker(self, peer: str, script: str, *words: object) -> None:
         _call([self.pythons[peer], str(WORKERS / script), *map(str, words)])

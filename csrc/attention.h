@@ -17,8 +17,8 @@
 namespace seriatim {
 namespace {
 
-constexpr int64_t kRows = 64;   // queries that go through a chunk together, about
-constexpr int64_t kUnpack = 4;  // from so many on, what is not f32 is converted once for all
+constexpr int64_t kRows = 32;   // queries that go through a chunk together, about
+constexpr int64_t kUnpack = 6;  // from so many on, what is not f32 is converted once for all
 constexpr int64_t kWorth = 4;   // chunks of one token that take as long as a barrier, about
 
 // ---- heads -------------------------------------------------------------------------------------
@@ -231,27 +231,32 @@ void make_parts(const Call& call, const Shape& shape, const Item& item, int64_t 
   const int64_t sequence = call.batch->sequence[item.token];
   const Pages<KV> page = pages<KV>(call, shape, sequence, chunk, item.head);
   const Range slots = see(call, shape, item, chunk, desk);
+  const int64_t bytes = shape.channels * sizeof(KV);
+  const Ahead values{reinterpret_cast<const char*>(page.values), bytes};
+  Ahead keys{nullptr, bytes};
+  if (chunk + 1 < item.end) {
+    const Pages<KV> next = pages<KV>(call, shape, sequence, chunk + 1, item.head);
+    keys.from = reinterpret_cast<const char*>(next.keys);
+  }
   const bool direct = width == shape.channels && (__is_same(KV, float) || rows < kUnpack);
   if (direct) {
-    all_scores(desk.queries, page.keys, width, desk.spans, rows, desk.weights);
+    all_scores(desk.queries, page.keys, width, desk.spans, rows, values, desk.weights);
   } else {
     unpack(page.keys, shape, slots, desk.unpacked);
-    all_scores(desk.queries, desk.unpacked, width, desk.spans, rows, desk.weights);
+    all_scores(desk.queries, desk.unpacked, width, desk.spans, rows, values, desk.weights);
   }
   if (kScaled) {
-    expand(page.key_scales + slots.begin, desk.scales->keys + slots.begin, slots.end - slots.begin);
-    expand(page.value_scales + slots.begin, desk.scales->values + slots.begin,
-           slots.end - slots.begin);
+    const int64_t n = slots.end - slots.begin;
+    expand(page.key_scales + slots.begin, desk.scales->keys + slots.begin, n);
+    expand(page.value_scales + slots.begin, desk.scales->values + slots.begin, n);
   }
-  for (int64_t r = 0; r < rows; ++r)
-    if (desk.spans[r].begin < desk.spans[r].end)
-      out.parts[r] = weigh<kScaled>(desk.weights + r * kLine, desk.spans[r], *desk.scales,
-                                    shape.scale, shape.cap);
+  all_weights<kScaled>(desk.weights, *desk.scales, shape.scale, shape.cap, desk.spans, rows,
+                       out.parts);
   if (direct) {
-    all_mixes(desk.weights, page.values, width, desk.spans, rows, out.mixes);
+    all_mixes(desk.weights, page.values, width, desk.spans, rows, keys, out.mixes);
   } else {
     unpack(page.values, shape, slots, desk.unpacked);
-    all_mixes(desk.weights, desk.unpacked, width, desk.spans, rows, out.mixes);
+    all_mixes(desk.weights, desk.unpacked, width, desk.spans, rows, keys, out.mixes);
   }
 }
 

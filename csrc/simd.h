@@ -222,7 +222,10 @@ SERIATIM_INLINE f32x16 load_first(const W* p, int64_t n) {
   return load(lanes);
 }
 
-SERIATIM_INLINE void store(float* p, f32x16 v) { __builtin_memcpy(p, &v, sizeof v); }
+// Part by part: as one copy of 64 bytes it would drag the value through memory.
+SERIATIM_INLINE void store(float* p, f32x16 v) {
+  SERIATIM_EACH __builtin_memcpy(p + i * kWidth, &v.part[i], sizeof(Vec));
+}
 SERIATIM_INLINE void store_first(float* p, f32x16 v, int64_t n) {
   __builtin_memcpy(p, &v, n * sizeof(float));
 }
@@ -274,16 +277,22 @@ SERIATIM_INLINE f32x16 keep_first(f32x16 v, int64_t n) {
 
 // ---- the one reduction tree: i + (i + 8), then + 4, + 2, + 1 ------------------------------------
 
-SERIATIM_INLINE Vec4 fold(f32x16 v) {
+// Down to four lanes, by `op` of two vectors.
+template <class F>
+SERIATIM_INLINE Vec4 fold(f32x16 v, F&& op) {
 #if SERIATIM_WIDTH == 16
-  const __m256 half = _mm512_castps512_ps256(v.part[0]) + _mm512_extractf32x8_ps(v.part[0], 1);
-  return _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+  const __m256 half = op(_mm512_castps512_ps256(v.part[0]), _mm512_extractf32x8_ps(v.part[0], 1));
+  return op(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 #elif SERIATIM_WIDTH == 8
-  const __m256 half = v.part[0] + v.part[1];
-  return _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+  const __m256 half = op(v.part[0], v.part[1]);
+  return op(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 #else
-  return (v.part[0] + v.part[2]) + (v.part[1] + v.part[3]);
+  return op(op(v.part[0], v.part[2]), op(v.part[1], v.part[3]));
 #endif
+}
+
+SERIATIM_INLINE Vec4 fold(f32x16 v) {
+  return fold(v, [](auto a, auto b) SERIATIM_INLINE_LAMBDA { return a + b; });
 }
 
 SERIATIM_INLINE float reduce(f32x16 v) {
@@ -303,11 +312,8 @@ SERIATIM_INLINE Vec4 reduce(f32x16 a, f32x16 b, f32x16 c, f32x16 d) {
 
 // The largest lane, where none is NaN.
 SERIATIM_INLINE float largest(f32x16 v) {
-  Vec4 quarters[4];
-  __builtin_memcpy(quarters, &v, sizeof v);
-  for (int i = 1; i < 4; ++i) quarters[0] = quarters[i] > quarters[0] ? quarters[i] : quarters[0];
-  const Vec4 m = quarters[0];
-  const float a = m[0] > m[1] ? m[0] : m[1], b = m[2] > m[3] ? m[2] : m[3];
+  const Vec4 m = fold(v, [](auto a, auto b) SERIATIM_INLINE_LAMBDA { return a > b ? a : b; });
+  const float a = m[0] > m[2] ? m[0] : m[2], b = m[1] > m[3] ? m[1] : m[3];
   return a > b ? a : b;
 }
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from fused_attention import Layer, make_fused, make_unfused, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from native_runs import indices, one_sequence
 
 from seriatim.kernels.native import isas
 from seriatim.kernels.ops import BLOCK, Batch
+from seriatim.kernels.reference import round_heads
 
 KV = ["f32", "bf16", "int8"]
 
@@ -107,3 +109,56 @@ def test_chunks_company_blocks_and_threads_change_nothing(kv, window, heads, kv_
         for batch in steps(lengths, tables, cut):
             got[batch.ids] = runtime.step(batch)
         np.testing.assert_array_equal(bits(got), bits(expected))
+
+
+@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("heads, kv_heads, window", [(8, 1, 0), (3, 3, 0), (4, 2, 30)])
+def test_what_comes_later_in_the_same_step_changes_nothing(kv, heads, kv_heads, window):
+    """Keys and values that are NaN reach the tokens that see them, and no others."""
+    layer, tokens, bad = Layer(heads, kv_heads, 64, window=window), 140, 70
+    tables = weights(layer, tokens)
+    expected = whole(make_fused, layer, tables, tokens, kv=kv)
+    for name in ("key", "value"):
+        spoilt = {n: a.copy() for n, a in tables.items()}
+        spoilt[name][bad, 5] = np.nan
+        got = whole(make_fused, layer, spoilt, tokens, kv=kv)
+        np.testing.assert_array_equal(bits(got[:bad]), bits(expected[:bad]))
+        reached = slice(bad, bad + window if window else tokens)
+        assert np.isnan(got[reached]).any(axis=1).all()
+        np.testing.assert_array_equal(bits(got[reached.stop :]), bits(expected[reached.stop :]))
+
+
+@pytest.mark.parametrize("channels", [1, 16, 33, 64])
+def test_int8_values_are_whole_multiples_of_their_largest_over_127(channels):
+    """One token attends to itself alone: its value as it is stored."""
+    layer = Layer(2, 2, channels)
+    tables = weights(layer, 5)
+    value = tables["value"].reshape(5, 2, channels)
+    value[1] = 0
+    value[2] *= 1e-38  # too small to have a factor: zeros
+    value[3, 0], value[4, 1, 0] = np.inf, np.nan
+    expected = round_heads(torch.from_numpy(value)).numpy().reshape(5, -1)
+    assert np.isnan(expected[3, :channels]).all() and np.isnan(expected[4, channels:]).all()
+    for isa in isas():
+        runtime = fresh(make_fused, layer, tables, 5, kv="int8", isa=isa)
+        each = indices(range(5))
+        batch = Batch(each, each * 0, each, each[:, None], indices([]))
+        got = runtime.step(batch)
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_few_long_items_are_cut_without_a_trace(threads):
+    """One head over many chunks: workers share them; ahead of it, short sequences."""
+    layer = Layer(2, 1, 48, turned=48)
+    tables = weights(layer, 1000)
+    expected = whole(make_fused, layer, tables, 1000, kv="bf16", threads=1)
+    runtime = fresh(make_fused, layer, tables, 18, kv="bf16", threads=threads)
+    table = indices([[16] + [-1] * 15, [17] + [-1] * 15, range(16)])
+    head = indices(range(990))
+    runtime.step(Batch(head, head, head * 0 + 2, table, head[:0]))
+    for first, last in ((990, 991), (991, 992), (992, 996), (996, 1000)):
+        ids = indices([0, 0, *range(first, last)])
+        sequence = indices([0, 1, *[2] * (last - first)])
+        got = runtime.step(Batch(ids, ids, sequence, table, head[:0]))
+        np.testing.assert_array_equal(bits(got), bits(expected[ids]))

@@ -21,7 +21,10 @@ import seriatim
 from seriatim import __main__, cli, zoo
 
 SOURCE = str(Path(seriatim.__file__).parents[1])
-COMMANDS = ["generate", "score", "train", "bench", "info", "models", "codecs"]
+COMMANDS = [
+    "generate", "score", "train", "bench", "info", "models", "codecs", "quantize", "compare",
+    "export",
+]  # fmt: skip
 
 
 class Done(NamedTuple):
@@ -359,7 +362,7 @@ ERRORS = [
     (["generate", "x", "--backend", "tpu"], ["backend is 'tpu'", "'native' or 'torch'"]),
     (["generate", "x", "--device", "cuda"], ["device is 'cuda'", "backend='torch'"]),
     (["generate", "x", "--backend", "torch", "--threads", 2], ["threads is 2", "leave it out"]),
-    (["generate", "x", "--precision", "int4"], ["int4", "not have yet"]),
+    (["generate", "x", "--precision", "int5"], ["int5", "int8"]),
     (["generate", "x", "--kv", "int4"], ["kv is 'int4'"]),
     (["generate", "x", "--threads", 0], ["threads is 0"]),
     (["generate", "x", "--context", 257], ["context is 257", "256"]),

@@ -19,9 +19,10 @@ LEVELS = {
     "codecs": 1, "files": 1, "kernels": 1, "_native": 1,
     "models": 2,
     "engine": 3, "quant": 3,
-    "api": 4, "results": 4, "scoring": 4, "loading": 4, "quantising": 4,
+    "api": 4, "results": 4, "scoring": 4, "loading": 4, "quantising": 4, "exporting": 4,
     "train": 5, "measure": 5, "serve": 5, "scale": 5,
-    "cli": 6, "weighing": 6, "progress": 6, "arguments": 6, "terminal": 6, "__main__": 6, "__init__": 6,
+    "cli": 6, "weighing": 6, "progress": 6, "arguments": 6, "terminal": 6,
+    "__main__": 6, "__init__": 6,
 }  # fmt: skip
 BESIDE = {
     "codecs": {"files"},
@@ -33,6 +34,7 @@ BESIDE = {
     "quantising": {"loading", "scoring"},
     "cli": {"progress", "arguments", "terminal", "weighing", "__init__"},
     "weighing": {"arguments", "terminal", "__init__"},
+    "exporting": {"loading"},
     "__main__": {"cli", "terminal"},
 }
 # The table names what a lower level may not reach although it lies below.

@@ -264,11 +264,21 @@ def test_a_precision_is_what_weights_become(stored, precision, tmp_path):
         assert np.array_equal(asis.logits(IDS), model.logits(IDS))
 
 
+@pytest.mark.parametrize("kv, tolerance", [("bf16", 0.01), ("int8", 0.02)])
+def test_keys_and_values_are_kept_as_asked(kv, tolerance, tmp_path):
+    path = tiny.write(tmp_path)
+    full, model = load(path).logits(IDS), load(path, kv=kv)
+    assert f"kv {kv}" in model.facts
+    seen = model.logits(IDS)
+    assert 0 < np.abs(seen - full).max() <= tolerance * np.abs(full).max()
+    reference = load(path, kv=kv, backend="torch", threads=None).logits(IDS)
+    assert np.abs(seen - reference).max() <= 1e-4 * np.abs(full).max()
+
+
 BAD_OPTIONS = [
-    (dict(precision="int8"), ["'int8'", "not have yet", "'bf16'"]),
-    (dict(precision="int4"), ["'int4'", "not have yet", "'bf16'"]),
+    (dict(precision="int5"), ["'int5'", "did you mean int8?"]),
     (dict(precision="F32"), ["'F32'", "did you mean f32?"]),
-    (dict(precision=None), ["precision is None", "known: bf16, f16, f32, stored"]),
+    (dict(precision=None), ["precision is None", "known: bf16, f16, f32, int4, int8, stored"]),
     (dict(precision=["f32"]), ["precision is ['f32']"]),
     (dict(kv="int4"), ["kv is 'int4'", "'f32', 'bf16' or 'int8'"]),
     (dict(kv=8), ["kv is 8", "'f32', 'bf16' or 'int8'"]),

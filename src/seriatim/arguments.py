@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from functools import wraps
+from importlib.util import find_spec
 from inspect import Signature, signature
 from typing import Annotated, Any
 
 import typer
+
+from seriatim.errors import RequestError, SeriatimError
 
 
 def _loading(
@@ -45,3 +48,28 @@ def loads(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = Signature(shown)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {p.name: p.annotation for p in shown}
     return run
+
+
+def parse_ids(name: str, text: str) -> list[int]:
+    """1,5,9 as ids."""
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise RequestError(f"{name} is {text!r:.80}", expected="ids such as 1,5,9") from None
+
+
+def parse_bias(text: str) -> tuple[int, float]:
+    """ID=NUMBER."""
+    id, _, value = text.partition("=")
+    try:
+        return int(id), float(value)
+    except ValueError:
+        raise RequestError(f"--logit-bias is {text!r:.80}", expected="ID=NUMBER") from None
+
+
+def need_torch() -> None:
+    """Refuse a command that trains where torch is not installed."""
+    if find_spec("torch") is None:
+        raise SeriatimError(
+            "training needs torch, which is not installed", fix="pip install 'seriatim[train]'"
+        )

@@ -5,7 +5,6 @@ stdout carries the result and nothing else; errors are one line on stderr and an
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,9 +15,21 @@ import typer
 
 import seriatim
 from seriatim import weighing
-from seriatim.arguments import loads
-from seriatim.errors import FileError, RequestError, SeriatimError
-from seriatim.terminal import failed, plain, replace_closed, spinner, stdin_text, tell, typed, write
+from seriatim.arguments import loads, need_torch, parse_bias, parse_ids
+from seriatim.errors import RequestError, SeriatimError
+from seriatim.terminal import (
+    check_out,
+    failed,
+    plain,
+    print_facts,
+    print_row,
+    replace_closed,
+    spinner,
+    stdin_text,
+    tell,
+    typed,
+    write,
+)
 
 if TYPE_CHECKING:
     from seriatim.api import Model
@@ -79,7 +90,7 @@ def generate(
     start = _prompt(prompt, prompt_file, prompt_ids)
     options = _options(given)
     if out is not None:
-        _check_out(out)
+        check_out(out)
     loaded = _load(model, loading)
     if n == 1 and not as_json and out is None and loaded.codec is not None:
         _stream(loaded, start, options, say=model is None)
@@ -159,7 +170,7 @@ def train(
 ) -> None:
     """Train a model on files: a folder that `generate` and `transformers` load."""
     options = {name: value for name, value in locals().items() if name != "data"}
-    _need_torch()
+    need_torch()
     from seriatim.progress import Bar
 
     with Bar() as bar:
@@ -187,7 +198,7 @@ def bench(
     loaded = _load(model, loading)
     with spinner("measuring"):
         found = measure.bench(loaded, **options)
-    _print_facts(asdict(found) if as_json else measure.lines(found), as_json)
+    print_facts(asdict(found) if as_json else measure.lines(found), as_json)
 
 
 @app.command()
@@ -200,7 +211,7 @@ def info(
     from seriatim.measure.facts import machine, of
 
     facts = machine() if model is None else {**of(seriatim.load(model)), **machine()}
-    _print_facts(facts, as_json)
+    print_facts(facts, as_json)
 
 
 @app.command()
@@ -209,7 +220,7 @@ def models(*, as_json: Json = False) -> None:
     from seriatim.measure.facts import shipped
 
     for name, facts in shipped().items():
-        _print_row(name, facts, as_json)
+        print_row(name, facts, as_json)
 
 
 @app.command()
@@ -219,11 +230,12 @@ def codecs(*, as_json: Json = False) -> None:
 
     for name in registry.names("seriatim.codecs"):
         about = registry.get("seriatim.codecs", name).__doc__ or ""  # python -OO has none
-        _print_row(name, {"does": about.strip().partition("\n")[0]}, as_json)
+        print_row(name, {"does": about.strip().partition("\n")[0]}, as_json)
 
 
 app.command()(weighing.quantize)
 app.command()(weighing.compare)
+app.command()(weighing.export)
 
 
 @app.callback(invoke_without_command=True)
@@ -278,9 +290,9 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in given.items() if name in NAMES and value is not None}
     for name in ("allowed_ids", "banned_ids"):
         if name in options:
-            options[name] = _ids(f"--{name.replace('_', '-')}", options[name])
+            options[name] = parse_ids(f"--{name.replace('_', '-')}", options[name])
     if "logit_bias" in options:
-        options["logit_bias"] = dict(map(_bias, options["logit_bias"]))
+        options["logit_bias"] = dict(map(parse_bias, options["logit_bias"]))
     options["stop"] = [typed("--stop", text) for text in given["stop"] or ()]
     return options | {"prompt_logprobs": given["prompt_logprobs"]}
 
@@ -292,25 +304,10 @@ def _prompt(text: str | None, path: Path | None, ids: str | None) -> Any:
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} are given", expected="one of them")
     if ids is not None:
-        return _ids("--prompt-ids", ids)
+        return parse_ids("--prompt-ids", ids)
     if text == "-":
         return stdin_text()
     return path if text is None else typed("PROMPT", text)
-
-
-def _ids(name: str, text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        raise RequestError(f"{name} is {text!r:.80}", expected="ids such as 1,5,9") from None
-
-
-def _bias(text: str) -> tuple[int, float]:
-    id, _, value = text.partition("=")
-    try:
-        return int(id), float(value)
-    except ValueError:
-        raise RequestError(f"--logit-bias is {text!r:.80}", expected="ID=NUMBER") from None
 
 
 def _read(model: "Model", path: Path) -> Any:
@@ -335,16 +332,6 @@ def _stream(model: "Model", prompt: Any, options: dict[str, Any], *, say: bool) 
 def _text(model: "Model", result: "Result") -> str:
     """The text, or the ids where there is no codec to make text of them."""
     return " ".join(map(str, result.ids)) if model.codec is None else result.text
-
-
-def _check_out(path: Path) -> None:
-    """A file that cannot be written is refused before any work."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        why = (
-            "is a folder" if path.is_dir() else f"cannot be written: no folder {folder} to write in"
-        )
-        raise FileError(f"--out {path} {why}", expected="a file in a folder that can be written")
 
 
 def _save(model: "Model", result: "Result", path: Path) -> None:
@@ -375,28 +362,3 @@ def _print_score(name: str, score: "Score", as_json: bool) -> None:
     bits = "-" if score.bits_per_unit is None else f"{score.bits_per_unit:.4f}"
     error = "" if score.error is None else f" ± {score.error:.4f}"
     write(f"{plain(name)}\t{bits}{error} bits per {score.unit}\t{len(score.ids)} ids\n")
-
-
-def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        write(json.dumps(facts) + "\n")
-        return
-    for name, value in facts.items():
-        values = value if isinstance(value, list | tuple) else [value]
-        write(f"{name}\t{plain(', '.join(map(str, values))) or '-'}\n")
-
-
-def _print_row(name: str, facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        write(json.dumps({"name": name, **facts}) + "\n")
-        return
-    write("\t".join([name, *map(str, facts.values())]) + "\n")
-
-
-def _need_torch() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None:
-        raise SeriatimError(
-            "training needs torch, which is not installed", fix="pip install 'seriatim[train]'"
-        )

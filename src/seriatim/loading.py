@@ -8,9 +8,12 @@ from typing import Any
 from seriatim import codecs, zoo
 from seriatim.api import Model
 from seriatim.codecs import Codec
+from seriatim.codecs._files import named
+from seriatim.codecs._gguf import from_gguf
 from seriatim.engine.options import whole
 from seriatim.errors import FileError, ModelError, RequestError, ResourceError, did_you_mean
-from seriatim.kernels.formats import FORMATS
+from seriatim.files import gguf
+from seriatim.kernels.formats import MADE
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models import checkpoint, memory, runtime
 from seriatim.models.checkpoint import Checkpoint
@@ -80,8 +83,8 @@ def load(
         device = "cpu" if device is None else device
         run = runtime.torch(source.spec, values, device=device, **given)
     blocks = _blocks(source, run, cache_bytes, asked=context)
-    facts = _facts(_label(name, path), source, values, kv, blocks)
-    if precision in FORMATS and precision not in source.dtypes:
+    facts = _facts(label_of(name, path), source, values, kv, blocks)
+    if precision in MADE and precision not in source.dtypes:
         facts += ", rounded to nearest"
     size = sum(weight.nbytes for weight in values.values())
     facts = f"{facts}, {run.facts}"
@@ -146,7 +149,7 @@ def _check(backend: str, device: str | None, isa: str | None, threads: int | Non
 
 
 def _check_types(precision: Any, kv: Any) -> None:
-    known = ("stored", *DTYPES, *FORMATS)
+    known = ("stored", *DTYPES, *MADE)
     if precision not in known:
         hint = did_you_mean(str(precision), known)
         raise RequestError(f"precision is {precision!r:.80}", fix=hint)
@@ -155,7 +158,7 @@ def _check_types(precision: Any, kv: Any) -> None:
 
 
 def _converted(source: Checkpoint, precision: str) -> Weights:
-    if precision not in FORMATS:
+    if precision not in MADE:
         return convert(source.weights, precision)
     from seriatim.quant.model import quantise
 
@@ -181,6 +184,9 @@ def codec_of(path: Path, source: Checkpoint) -> Codec | None:
 def _beside(path: Path) -> Codec | None:
     if path.is_dir():
         return codecs.load(path)
+    if gguf.matches(path):
+        with named(path):
+            return from_gguf(gguf.read(path).metadata)
     found = sorted(path.parent.glob("tok*.bin"))
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
@@ -208,7 +214,7 @@ def _blocks(source: Checkpoint, run: Runtime, cache_bytes: int | None, asked: in
     return blocks
 
 
-def _label(name: str | Path, path: Path) -> str:
+def label_of(name: str | Path, path: Path) -> str:
     """What the model is called: the last part of a path, or the name that stood for one."""
     label = path.resolve().name if os.path.lexists(name) else str(name)
     return label if label.isprintable() else ascii(label)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from seriatim.codecs import Codec
 from seriatim.errors import FileError, RequestError, ResourceError, did_you_mean
-from seriatim.kernels.formats import FORMATS
+from seriatim.kernels.formats import MADE
 from seriatim.loading import HUB_FILES, codec_of, find
 from seriatim.models import checkpoint
 from seriatim.models.checkpoint import CONFIG, Checkpoint
@@ -17,7 +17,8 @@ from seriatim.quant import report
 from seriatim.quant.model import METHODS, quantise
 from seriatim.scoring import cut
 
-MOST_IDS, WINDOW = 1 << 14, 512  # of an importance text: more gains little and takes long
+WINDOW = 512  # ids of an importance text that run together
+MOST_IDS, MOST_VALUES = 1 << 15, 1 << 27  # more gains little; results of a layer must fit memory
 KEPT = (*(p for p in HUB_FILES if p != "*.safetensors"), "README*", "LICENSE*")  # copied along
 
 
@@ -48,7 +49,7 @@ def quantize(
         method: "round", "search" (scales, by the weights alone) or "feedback" (keeps the outputs
             of each product, on ids the model draws itself or on `importance`); default: feedback
             for int4, search for int8.
-        importance: a file of the codec's kind, for "feedback".
+        importance: a file of the codec's kind; it turns "search" into "feedback".
         say: told of each weight as it is done.
 
     Raises:
@@ -80,15 +81,16 @@ def _windows(path: Path, source: Checkpoint, codec: Codec | None) -> list[list[i
     windows = cut(ids, length, tuple(codec.start))
     if not windows:
         raise RequestError(f"{path} holds no text", expected="some, like what the model will see")
-    most = max(MOST_IDS // length, 1)
+    widest = max(max(layer.mlp.width for layer in source.spec.layers), source.spec.width)
+    most = max(min(MOST_IDS, MOST_VALUES // widest) // length, 1)
     if len(windows) <= most:
         return windows
     return [windows[i * len(windows) // most] for i in range(most)]
 
 
 def _check(to: str, method: str | None) -> None:
-    if to not in FORMATS:
-        raise RequestError(f"to is {to!r:.80}", fix=did_you_mean(str(to), FORMATS))
+    if to not in MADE:
+        raise RequestError(f"to is {to!r:.80}", fix=did_you_mean(str(to), MADE))
     if method is not None and method not in METHODS:
         raise RequestError(f"method is {method!r:.80}", fix=did_you_mean(str(method), METHODS))
 

@@ -3,17 +3,19 @@
 It works without a terminal, in any locale, and with streams that are closed, full or left.
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from traceback import print_exception
 from typing import Any
 
 import typer
 from typer.exceptions import TyperException
 
-from seriatim.errors import RequestError, SeriatimError, did_you_mean
+from seriatim.errors import FileError, RequestError, SeriatimError, did_you_mean
 
 
 def failed(error: BaseException, *, debug: bool) -> int:
@@ -43,6 +45,24 @@ def write(text: str) -> None:
     """UTF-8 on stdout whatever the locale says; a lone surrogate cannot come out of a codec."""
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+
+
+def print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    """Names and values, one to a line, or as one JSON object."""
+    if as_json:
+        write(json.dumps(facts) + "\n")
+        return
+    for name, value in facts.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        write(f"{name}\t{plain(', '.join(map(str, values))) or '-'}\n")
+
+
+def print_row(name: str, facts: dict[str, Any], as_json: bool) -> None:
+    """One thing of a list on one line, or as one JSON object."""
+    if as_json:
+        write(json.dumps({"name": name, **facts}) + "\n")
+        return
+    write("\t".join([name, *map(str, facts.values())]) + "\n")
 
 
 def plain(text: str) -> str:
@@ -123,3 +143,13 @@ def _abandon_stdout() -> None:
     with suppress(OSError, ValueError):
         stdout = sys.stdout.fileno()
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+
+
+def check_out(path: Path) -> None:
+    """A file that cannot be written is refused before any work."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = (
+            "is a folder" if path.is_dir() else f"cannot be written: no folder {folder} to write in"
+        )
+        raise FileError(f"--out {path} {why}", expected="a file in a folder that can be written")

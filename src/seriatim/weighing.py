@@ -1,4 +1,4 @@
-"""Commands about how weights are stored: `quantize`, and `compare` of any two models."""
+"""Commands about how weights are stored: `quantize`, `export`, and `compare` of two models."""
 
 import json
 from dataclasses import asdict
@@ -10,7 +10,7 @@ import typer
 import seriatim
 from seriatim.arguments import loads
 from seriatim.errors import FileError
-from seriatim.terminal import plain, spinner, tell, write
+from seriatim.terminal import check_out, plain, print_facts, spinner, tell, write
 
 if TYPE_CHECKING:
     from seriatim.api import Model
@@ -19,10 +19,6 @@ Text = Annotated[
     Path | None, typer.Option(help="To compare on.", show_default="drawn from the model")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
-EXACT = {
-    "precision": "f32",
-    "kv": "f32",
-}  # the reference: the weights as they are, no more rounding
 
 
 def quantize(
@@ -80,12 +76,29 @@ def compare(
     _print(facts)
 
 
-def _compared(a: str, b: str, text: Path | None, ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Of B, loaded in each of several ways, to A as it is."""
+def export(
+    model: Annotated[str, typer.Argument(help="A shipped name, path or hub id.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The file to make; none is overwritten.")],
+    to: Annotated[str, typer.Option(help="gguf, which llama.cpp runs.")] = "gguf",
+    type: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0 or q4_0.")] = "f16",
+    as_json: Json = False,
+) -> None:
+    """Write a model as a file for other programs."""
+    from seriatim.exporting import export
+
+    check_out(out)
+    with spinner(f"exporting {model}"):
+        made = export(model, out, to=to, type=type)
+    print_facts({**vars(made), "path": str(made.path)}, as_json)
+
+
+def _compared(a: str, b: str, text: Path | None, ways: dict[str, Any]) -> dict[str, Any]:
+    """Of B, loaded in each of several ways, to A computed in f32: its weights, nothing rounded."""
     from seriatim.measure.compare import compare, windows
 
     with spinner("comparing"):
-        exact = seriatim.load(a, **EXACT)
+        exact = seriatim.load(a, precision="f32", kv="f32")
         found: dict[str, Any] = {}
         for name, options in ways.items():
             other = seriatim.load(b, **options)

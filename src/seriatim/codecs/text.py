@@ -179,11 +179,12 @@ class TextCodec:
 
     def _refuse_reachable_specials(self) -> None:
         for text, id in self.specials.items():
-            if id in self._ids(text):
-                raise ModelError(
-                    f"the tokenizer reads the plain text {text!r} as the special id {id}",
-                    expected="a vocabulary in which no text gives a special id",
-                )
+            for plain in {text, self._rule.token(text).decode(errors="replace")}:
+                if id in self._ids(plain):
+                    raise ModelError(
+                        f"the tokenizer reads the plain text {plain!r} as the special id {id}",
+                        expected="a vocabulary in which no text gives a special id",
+                    )
 
 
 def train(texts: Iterable[str], vocab_size: int) -> TextCodec:

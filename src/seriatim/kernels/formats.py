@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MADE = ("int8", "int4")  # what weights can be turned into; the rest is only read
 GROUP = 32  # values with one scale, along a row
 TILE, PANEL = 16, 32  # rows
 

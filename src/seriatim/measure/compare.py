@@ -1,4 +1,4 @@
-"""Two models side by side on the same ids: how far the second's predictions are from the first's."""
+"""Two models on the same ids: how far the second's predictions are from the first's."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -80,8 +80,9 @@ def windows(model: Model, text: Any = None, *, length: int | None = None) -> lis
         length: ids in a window, the start ids counted; default: a context.
     """
     if text is None:
+        first = None if model.start else [0]  # whatever stands first, where nothing must
         drawn = model.generate(
-            n=DRAWN, max_tokens=min(LENGTH, model.context) - 1, seed=0, ignore_end=True
+            first, n=DRAWN, max_tokens=min(LENGTH, model.context) - 1, seed=0, ignore_end=True
         )
         return [[*drawn.prompt_ids, *sample.ids] for sample in drawn.samples]
     start = tuple(model.codec.start) if model.codec else tuple(model.start)

@@ -137,9 +137,13 @@ def write_quantised(folder: Path, source: Checkpoint, weights: Mapping[str, Arra
     Raises:
         ModelError: a fused tensor of parts that are not whole panels.
     """
-    own = source.path / CONFIG
-    ids = {"bos_token_id": source.start, "eos_token_id": list(source.ends) or None}
-    config = read_object(own) if source.path.is_dir() else _config(source.spec, source.weights, ids)
+    if source.path.is_dir():
+        config = read_object(source.path / CONFIG)
+    else:
+        ids = {"bos_token_id": source.start, "eos_token_id": list(source.ends) or None}
+        config = _config(source.spec, source.weights, ids)
+        if families.of(config)[1].spec(config) != source.spec:
+            raise ModelError("the model has parts that its config.json cannot describe")
     sources = families.by_name(source.family)[1].sources(source.spec, source.names.values())
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG, {**config, quantised.KEY: quantised.MARK})
@@ -200,9 +204,7 @@ def _names(family: families.Family, spec: Spec, stored: Collection[str]) -> dict
     return {name: source.name for name, source in family.sources(spec, stored).items()}
 
 
-def _config(
-    spec: Spec, weights: Mapping[str, np.ndarray], given: Mapping[str, Any]
-) -> dict[str, Any]:
+def _config(spec: Spec, weights: Mapping[str, Array], given: Mapping[str, Any]) -> dict[str, Any]:
     """Llama's config with the given keys over it, each fact in one spelling only."""
     base = llama.config(spec)
     if "rope_parameters" in given:

@@ -121,16 +121,19 @@ def _joined(name: str, parts: list[tuple[Source, Array]]) -> Array:
     """A tensor as it is stored, from its parts in order."""
     if parts[0][0].rows is not None:
         parts = sorted(parts, key=lambda part: part[0].rows.start if part[0].rows else 0)
-    arrays = [array for _, array in parts]
-    kinds = {dtype_name(array) for array in arrays}
+    kinds = {dtype_name(array) for _, array in parts}
     if len(kinds) > 1:
         raise ModelError(f"the parts of {name} are {' and '.join(sorted(kinds))}", expected="one")
-    blocks = [array for array in arrays if isinstance(array, Blocks)]
-    if not blocks:
-        whole = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-        return whole.T if parts[0][0].transpose else whole
-    if len(blocks) == 1:
-        return blocks[0]
+    blocks = [array for _, array in parts if isinstance(array, Blocks)]
+    if blocks:
+        return blocks[0] if len(blocks) == 1 else _stacked(name, blocks)
+    plain = [array for _, array in parts if not isinstance(array, Blocks)]
+    whole = plain[0] if len(plain) == 1 else np.concatenate(plain)
+    return whole.T if parts[0][0].transpose else whole
+
+
+def _stacked(name: str, blocks: list[Blocks]) -> Blocks:
+    """Parts one below the other, each of whole panels."""
     if odd := next((b for b in blocks if b.shape[0] % PANEL), None):
         raise ModelError(
             f"{name} is fused of parts of {odd.shape[0]} rows, which blocks cannot hold",
@@ -138,6 +141,5 @@ def _joined(name: str, parts: list[tuple[Source, Array]]) -> Array:
             fix="quantise at load instead, with precision=",
         )
     rows = sum(b.shape[0] for b in blocks)
-    return Blocks(
-        blocks[0].kind, (rows, blocks[0].shape[1]), np.concatenate([b.data for b in blocks])
-    )
+    data = np.concatenate([b.data for b in blocks])
+    return Blocks(blocks[0].kind, (rows, blocks[0].shape[1]), data)

@@ -180,9 +180,10 @@ def _panels(blocks: Blocks, source: Source) -> Blocks:
 
 def _equal(a: Array, b: Array) -> bool:
     """Equality of bits, a chunk at a time."""
+    if isinstance(a, Blocks) and isinstance(b, Blocks):
+        return a.kind == b.kind and _equal(a.data, b.data)
     if isinstance(a, Blocks) or isinstance(b, Blocks):
-        same = isinstance(a, Blocks) and isinstance(b, Blocks) and a.kind == b.kind
-        return same and _equal(a.data, b.data)
+        return False
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     pairs = zip(_chunks(a.view(np.uint8)), _chunks(b.view(np.uint8)), strict=True)

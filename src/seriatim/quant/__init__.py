@@ -1,1 +1,1 @@
-"""Quantisation: which integers stand for a weight, and what that costs. Needs numpy alone."""
+"""Rounding weights to few bits, and what that costs; files of rounded weights."""

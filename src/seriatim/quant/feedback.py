@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seriatim.kernels.formats import GROUP, Blocks
+from seriatim.kernels.formats import GROUP, PANEL, Blocks
 from seriatim.quant.rounding import grouped, integers, packed, stored
 from seriatim.quant.search import scale
 
 DAMP = 0.03  # of H's mean diagonal, added to it: inputs not seen in the text
 SWEEPS = 2
+CHUNK = 1 << 20  # values of rows worked on together, so that their systems of scales fit memory
+SHARE = 0.5  # of the way to the target: all of it is no better on the text and worse on others
 
 
 class Moments(NamedTuple):
@@ -43,19 +45,24 @@ def feedback(array: np.ndarray, kind: str, moments: Moments, *, sweeps: int = SW
     h = _damped(moments.own)
     target = array.astype(np.float32)
     if moments.shift is not None:
-        target = target + target @ np.linalg.solve(h, moments.shift.T).T.astype(np.float32)
+        owed = np.linalg.solve(h, moments.shift.T).T.astype(np.float32)
+        target = target + SHARE * (target @ owed)
     target, h = _padded(target), _whole(h)
-    q, scales = _forward(target, kind, h)
-    h = h.astype(np.float32)
-    for _ in range(sweeps):
-        scales = _solved(target, q, scales, h)
-        q = _descent(target, q, scales, kind, h)
-    return packed(kind, grouped(q), scales, columns)
-
-
-def _forward(target: np.ndarray, kind: str, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """GPTQ: round a column, and move the later ones to where its error is made up for best."""
     u = np.linalg.cholesky(np.linalg.inv(h)).T.astype(np.float32)  # H^-1 = U^T U
+    h, step = h.astype(np.float32), max(CHUNK // len(h) // PANEL, 1) * PANEL
+    parts = []
+    for first in range(0, len(target), step):
+        rows = target[first : first + step]
+        q, scales = _forward(rows, kind, u)
+        for _ in range(sweeps):
+            scales = _solved(rows, q, scales, h)
+            q = _descent(rows, q, scales, kind, h)
+        parts.append(packed(kind, grouped(q), scales, columns).data)
+    return Blocks(kind, (len(target), columns), np.concatenate(parts))
+
+
+def _forward(target: np.ndarray, kind: str, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """GPTQ: round a column, and move the later ones to where its error is made up for best."""
     left, q = target.copy(), np.empty_like(target)
     scales = np.empty((len(target), target.shape[1] // GROUP), np.float16)
     for first in range(0, target.shape[1], GROUP):

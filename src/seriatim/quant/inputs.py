@@ -5,7 +5,7 @@ for each product's weight somebody says what stands for it, told the second mome
 No cache, no logits: for those, and for what an op means to the bit, see `kernels/`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,15 @@ from seriatim.models.spec import Spec
 from seriatim.quant.feedback import Moments
 from seriatim.quant.rounding import grouped
 
+Windows = Sequence[Sequence[int]] | np.ndarray
 Choose = Callable[[str, Moments], Array]  # a weight's name and its inputs -> what stands for it
 LAST = ("head.weight", "embed.weight")  # whose product nothing reads here
 
 
 def run(
     spec: Spec,
-    weights: dict[str, Array],
-    windows: Sequence[Sequence[int]],
+    weights: Mapping[str, Array],
+    windows: Windows,
     choose: Choose,
     *,
     embed: Array,
@@ -48,8 +49,8 @@ class _Twins:
 
     def __init__(
         self,
-        windows: Sequence[Sequence[int]],
-        weights: dict[str, Array],
+        windows: Windows,
+        weights: Mapping[str, Array],
         choose: Choose,
         embed: Array,
     ) -> None:

@@ -5,28 +5,27 @@ search   the scale of each group searched for; needs nothing but the weights
 feedback what a rounding loses is made up for on given ids, or on ids the model draws itself
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import ceil
 
 import numpy as np
 
 from seriatim.errors import ModelError, RequestError, did_you_mean
-from seriatim.kernels.formats import FORMATS, Array, Blocks
+from seriatim.kernels.formats import MADE, Array, Blocks
 from seriatim.kernels.ops import BLOCK, Batch
 from seriatim.models import runtime
 from seriatim.models.config import Say, silent
 from seriatim.models.spec import Spec
-from seriatim.models.weights import Weights, dtype_name
+from seriatim.models.weights import Weights, dtype_name, first_nonfinite
 from seriatim.quant import inputs
 from seriatim.quant.feedback import Moments, feedback
+from seriatim.quant.inputs import Windows
 from seriatim.quant.rounding import quantise as rounded
 from seriatim.quant.search import search
 
 METHODS = ("round", "search", "feedback")
 DRAWN, LENGTH = 32, 256  # windows that a model draws for itself, and ids in each
-
-Windows = Sequence[Sequence[int]] | np.ndarray
 
 
 def quantise(
@@ -48,8 +47,8 @@ def quantise(
         spec: the model.
         kind: "int8" or "int4".
         method: "round", "search" or "feedback".
-        importance: windows of ids to keep the outputs on; for "feedback" alone, which otherwise
-            draws them from the model.
+        importance: windows of ids to keep the outputs on; they turn "search" into "feedback",
+            which without them draws its own from the model.
         start: the id that drawn windows begin with; default: any.
         say: told of each weight as it is done.
 
@@ -58,6 +57,7 @@ def quantise(
         ModelError: a weight that f16 scales cannot hold.
     """
     _check(weights, kind, method, importance)
+    method = "feedback" if importance is not None else method
     names = [name for name in weights if is_product(name, weights[name])]
     todo = [name for name in names if not isinstance(weights[name], Blocks)]
     done: Weights = {}
@@ -71,6 +71,8 @@ def quantise(
         return blocks
 
     if method == "feedback" and todo:
+        if bad := first_nonfinite({name: weights[name] for name in todo}):
+            raise ModelError(f"{bad}: a weight is not finite")
         windows = draw(spec, weights, start) if importance is None else importance
         _feedback(weights, spec, kind, windows, set(todo), keep)
     else:
@@ -156,16 +158,14 @@ def _table(weights: Mapping[str, Array], spec: Spec, kind: str, windows: Windows
 def _check(
     weights: Mapping[str, Array], kind: str, method: str, importance: Windows | None
 ) -> None:
-    if kind not in FORMATS:
+    if kind not in MADE:
         raise RequestError(
-            f"the blocks asked for are {kind!r:.80}", fix=did_you_mean(kind, FORMATS)
+            f"the blocks asked for are {kind!r:.80}", fix=did_you_mean(str(kind), MADE)
         )
     if method not in METHODS:
         raise RequestError(f"method is {method!r:.80}", fix=did_you_mean(str(method), METHODS))
-    if importance is not None and method != "feedback":
-        raise RequestError(
-            f"importance is given, which the method {method!r} does not use", fix="use 'feedback'"
-        )
+    if importance is not None and method == "round":
+        raise RequestError("importance is given, which method 'round' does not use", fix="drop one")
     for name, weight in weights.items():
         if isinstance(weight, Blocks) and weight.kind != kind:
             raise RequestError(

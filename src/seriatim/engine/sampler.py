@@ -67,7 +67,7 @@ def draw(
             list(replaced.values()),
             how.allowed_ids,
             temperature=how.temperature,
-            top_k=how.top_k,
+            top_k=min(how.top_k, len(logits)),  # an int64 there
             top_p=how.top_p,
             min_p=how.min_p,
             seed=seed,

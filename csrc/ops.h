@@ -157,10 +157,16 @@ struct Worker {
   float* shared;   // all workers', likewise
   void (*wait)(void* pool, int index);
   void* pool;
+  int64_t* tickets;  // taken since the latest barrier
 
   // Returns when every worker has come here.
   __attribute__((always_inline)) void barrier() const {
     if (count > 1) wait(pool, static_cast<int>(index));
+  }
+
+  // The next piece of work, for workers that take pieces as they go.
+  __attribute__((always_inline)) int64_t take() const {
+    return __atomic_fetch_add(tickets, 1, __ATOMIC_RELAXED);
   }
 };
 

@@ -79,7 +79,8 @@ int Plan::tensor(const void* data, Type type, const std::vector<int64_t>& shape)
     const Batch batch{&zero, &zero, &zero, &zero, &zero, 1, 1, 1, 1};
     vectors_.push_back(allocate(tensor.columns));
     const Call call{&lookup, {}, vectors_.back().get(), 1, &batch, nullptr};
-    isa_.kernels[static_cast<int>(Op::kEmbed)](call, Worker{0, 1, nullptr, nullptr, nullptr, {}});
+    isa_.kernels[static_cast<int>(Op::kEmbed)](call,
+                                               Worker{0, 1, nullptr, nullptr, nullptr, {}, {}});
     tensor = {Type::kF32, vectors_.back().get(), 1, tensor.columns};
   }
   tensors_.push_back(tensor);
@@ -241,7 +242,8 @@ void Plan::run(bool tracing) {
 
 void Plan::work(int64_t index) {
   const auto wait = [](void* pool, int worker) { static_cast<Pool*>(pool)->barrier(worker); };
-  const Worker worker{index, pool_.workers(), scratch_[index].get(), shared_.get(), wait, &pool_};
+  const Worker worker{index, pool_.workers(), scratch_[index].get(), shared_.get(),
+                      wait,  &pool_,          pool_.tickets()};
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Call& call = calls_[i];
     if (call.rows == 0) continue;  // no logits are wanted

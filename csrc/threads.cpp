@@ -34,7 +34,14 @@ void set_mode(uint64_t) {}
 void relax() {}
 #endif
 
-constexpr int64_t kMostPatience = 50'000, kLeastPatience = 500;  // nanoseconds
+// Nanoseconds. A wait is worth spinning for if it ends within the time that a sleeper takes to
+// wake.
+constexpr int64_t kMostPatience = 50'000, kLeastPatience = 500, kLong = 100'000;
+
+int64_t now() {
+  using namespace std::chrono;
+  return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
+}
 
 }  // namespace
 
@@ -100,7 +107,7 @@ void Pool::run(Job job, void* argument) {
 void Pool::serve(Shared& shared, int worker) {
   FloatMode mode;
   for (uint32_t seen = 0;; ++seen) {
-    await_change(shared.epoch, seen, shared.patience[worker]);
+    await_change(shared.epoch, seen, shared.patience[worker].nanoseconds);
     if (shared.quit) return;
     shared.job(shared.argument, worker);
     barrier(worker);
@@ -114,31 +121,27 @@ void Pool::barrier(int worker) {
   const uint32_t last = static_cast<uint32_t>(workers_ - 1);
   if (shared.arrived.value.fetch_add(1, std::memory_order_acq_rel) == last) {
     shared.arrived.value.store(0, std::memory_order_relaxed);
+    __atomic_store_n(&shared.tickets, 0, __ATOMIC_RELAXED);
     shared.phase.value.store(phase + 1, std::memory_order_release);
     shared.phase.value.notify_all();
     return;
   }
   int64_t& patience = shared.patience[worker].nanoseconds;
-  const bool soon = await_change(shared.phase, phase, shared.patience[worker]);
+  const int64_t begun = now();
+  await_change(shared.phase, phase, patience);
   if (spin_)
-    patience = std::clamp(soon ? 2 * patience : patience / 4, kLeastPatience, kMostPatience);
+    patience = now() - begun < kLong ? kMostPatience : std::max(patience / 2, kLeastPatience);
 }
 
-bool Pool::await_change(const Word& word, uint32_t old, Patience patience) {
+void Pool::await_change(const Word& word, uint32_t old, int64_t patience) {
   const auto changed = [&] { return word.value.load(std::memory_order_acquire) != old; };
-  if (changed()) return true;
-  if (patience.nanoseconds > 0) {
-    const auto until =
-        std::chrono::steady_clock::now() + std::chrono::nanoseconds(patience.nanoseconds);
-    do {
-      for (int i = 0; i < 16; ++i) {
-        if (changed()) return true;
-        relax();
-      }
-    } while (std::chrono::steady_clock::now() < until);
-  }
+  if (changed()) return;
+  for (const int64_t until = patience > 0 ? now() + patience : 0; until && now() < until;)
+    for (int i = 0; i < 16; ++i) {
+      if (changed()) return;
+      relax();
+    }
   while (!changed()) word.value.wait(old, std::memory_order_acquire);
-  return false;
 }
 
 }  // namespace seriatim

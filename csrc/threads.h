@@ -2,8 +2,8 @@
 //
 // Waiting spins briefly, then sleeps; with more workers than processors it sleeps at once (`spin`
 // false), since a spinning worker would hold the processor that another one needs. A barrier that
-// was not passed while spinning makes the worker's next spins shorter, one that was, longer: beside
-// a busy process (whose turn a spinning worker only delays) it soon sleeps at once. Every worker,
+// took longer than a wake-up halves the worker's next spin, a quick one restores it: beside a busy
+// process (whose turn a spinning worker only delays) it soon sleeps at once. Every worker,
 // the caller included, computes with one fixed floating-point mode (contracts.md, 4). A forked
 // child has no threads: the pool makes new ones at its next run.
 #pragma once
@@ -42,8 +42,9 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int workers() const { return workers_; }
-  void run(Job job, void* argument);  // in every worker; returns when all have
-  void barrier(int worker);           // called by every worker of a running job
+  void run(Job job, void* argument);                // in every worker; returns when all have
+  void barrier(int worker);                         // called by every worker of a running job
+  int64_t* tickets() { return &shared_->tickets; }  // zero after each barrier
 
  private:
   struct alignas(64) Word {
@@ -54,6 +55,7 @@ class Pool {
   };  // how long one worker spins
   struct Shared {
     Word epoch, arrived, phase;  // jobs begun; workers at the barrier; barriers passed
+    alignas(64) int64_t tickets = 0;
     bool quit = false;
     Job job = nullptr;
     void* argument = nullptr;
@@ -64,8 +66,7 @@ class Pool {
   void stop();
   void forget();
   void serve(Shared& shared, int worker);
-  // Whether it came while spinning.
-  static bool await_change(const Word& word, uint32_t old, Patience patience);
+  static void await_change(const Word& word, uint32_t old, int64_t patience);
 
   const int workers_;
   const bool spin_;

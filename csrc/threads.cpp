@@ -37,6 +37,7 @@ void relax() {}
 // Nanoseconds. A wait is worth spinning for if it ends within the time that a sleeper takes to
 // wake.
 constexpr int64_t kMostPatience = 50'000, kLeastPatience = 500, kLong = 100'000;
+constexpr int64_t kBetweenSteps = 6;  // times as patient: the caller samples and makes a batch
 
 int64_t now() {
   using namespace std::chrono;
@@ -107,7 +108,7 @@ void Pool::run(Job job, void* argument) {
 void Pool::serve(Shared& shared, int worker) {
   FloatMode mode;
   for (uint32_t seen = 0;; ++seen) {
-    await_change(shared.epoch, seen, shared.patience[worker].nanoseconds);
+    await_change(shared.epoch, seen, kBetweenSteps * shared.patience[worker].nanoseconds);
     if (shared.quit) return;
     shared.job(shared.argument, worker);
     barrier(worker);

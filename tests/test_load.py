@@ -487,3 +487,10 @@ def test_weights_are_resident_once(precision, share, folder, tmp_path):
     if precision == "stored":
         assert int(mapped) < 0.1 * size, "loading reads no weights"
     assert torch == "False"
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8", "int4"])
+def test_weights_that_would_not_fit_are_refused_before_they_are_made(precision, monkeypatch):
+    monkeypatch.setattr(loading.memory, "available", lambda: 1000)
+    with pytest.raises(ResourceError, match=r"bytes of weights and 1,000 are available"):
+        seriatim.load("tales", precision=precision)

@@ -13,7 +13,7 @@ from seriatim.codecs._gguf import from_gguf
 from seriatim.engine.options import whole
 from seriatim.errors import FileError, ModelError, RequestError, ResourceError, did_you_mean
 from seriatim.files import gguf
-from seriatim.kernels.formats import MADE
+from seriatim.kernels.formats import FORMATS, MADE
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models import checkpoint, memory, runtime
 from seriatim.models.checkpoint import Checkpoint
@@ -158,11 +158,27 @@ def _check_types(precision: Any, kv: Any) -> None:
 
 
 def _converted(source: Checkpoint, precision: str) -> Weights:
+    """The weights in the precision asked for; whether they fit into memory is known before."""
+    need, have = _bytes_to_make(source.weights, precision), memory.available()
+    if need > have:
+        raise ResourceError(
+            f"precision={precision!r} makes {need:,} bytes of weights and {have:,} are available",
+            fix="choose fewer bits, precision='stored', or a folder made by `seriatim quantize`",
+        )
     if precision not in MADE:
         return convert(source.weights, precision)
     from seriatim.quant.model import quantise
 
     return quantise(source.weights, source.spec, precision)
+
+
+def _bytes_to_make(weights: Weights, precision: str) -> int:
+    """What is not mapped as it is stored; in blocks, matrices without their few padded rows."""
+    if precision == "stored":
+        return 0
+    bits = 8 * DTYPES[precision].itemsize if precision in DTYPES else FORMATS[precision].bits + 0.5
+    made = (w.size for w in weights.values() if dtype_name(w) != precision and len(w.shape) == 2)
+    return int(sum(made) * bits / 8)
 
 
 def codec_of(path: Path, source: Checkpoint) -> Codec | None:

@@ -1,6 +1,7 @@
 """What every test file shares: data, hypothesis without chance, a count of what was skipped."""
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -13,6 +14,9 @@ from seriatim.engine import options
 # Before torch is imported: processes that share processors and wait actively for each other's
 # threads take 20 times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background job ignores interrupts, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

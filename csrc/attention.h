@@ -155,8 +155,6 @@ struct Parts {
   float* mixes;  // [row, width]
 };
 
-SERIATIM_INLINE int64_t lines(int64_t floats) { return (floats + kLanes - 1) / kLanes * kLanes; }
-
 SERIATIM_INLINE int64_t part_floats(const Shape& shape, int64_t rows) {
   return lines(2 * rows) + rows * shape.width;
 }

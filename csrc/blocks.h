@@ -32,8 +32,6 @@ SERIATIM_INLINE constexpr int64_t input_bytes(Type type) {
   return kGroup + sizeof(float) + (type == Type::kInt6 ? 2 : 1) * sizeof(int32_t);
 }
 
-SERIATIM_INLINE int64_t groups_of(int64_t columns) { return (columns + kGroup - 1) / kGroup; }
-
 // ---- inputs ------------------------------------------------------------------------------------
 
 struct Rounded {

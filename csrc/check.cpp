@@ -9,8 +9,6 @@
 namespace seriatim {
 namespace {
 
-constexpr int64_t kLinears = 3;  // that one product holds at most
-
 const Tensor& weight_of(const Record& record, int64_t i) {
   return record.tensors[kProductWeight + 2 * i];
 }

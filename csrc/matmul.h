@@ -36,9 +36,7 @@ struct Sums {
 };
 
 // Inputs of many tokens lie in blocks: [block, pass, token, kDepth].
-SERIATIM_INLINE int64_t padded_depth(int64_t depth) {
-  return (depth + kDepth - 1) / kDepth * kDepth;
-}
+SERIATIM_INLINE int64_t padded_depth(int64_t depth) { return round_up(depth, kDepth); }
 
 // What a worker needs for many tokens, in f32.
 constexpr int64_t kExpandedFloats = 4 * kDepth;                      // [row of a tile, kDepth]

@@ -75,6 +75,7 @@ enum AttentionFloat { kAttentionScale, kAttentionSoftcap };
 enum GateInt { kActivation };  // of kGate and kActivate
 // kProduct: inputs x, residual?; tensors of the norm, then a weight and a bias for each linear.
 enum ProductInt { kProductNorm, kProductFinish, kProductActivation };  // norm: -1 none
+inline constexpr int kLinears = 3;  // that one product holds at most
 enum ProductTensor { kProductNormWeight, kProductNormBias, kProductWeight };
 // kAttend: inputs query-key-value, angles?; tensors of the query's norm and the key's. The first
 // five integers and two floats are kAttention's.
@@ -87,19 +88,24 @@ enum AttendFloat { kQueryNormEps = kAttentionSoftcap + 1, kKeyNormEps };
 enum class Type : int { kF32, kF16, kBF16, kInt8, kInt4, kInt6 };
 inline constexpr int64_t kTypeBytes[] = {4, 2, 2, 1};
 
-inline constexpr bool is_blocks(Type type) { return type >= Type::kInt8; }
+[[gnu::always_inline]] inline constexpr bool is_blocks(Type type) { return type >= Type::kInt8; }
 
 // Blocks (kernels/formats.py): panels of 32 rows; in one, for each group of 32 columns, two tiles
 // of 16 rows, then the 32 f16 scales.
 inline constexpr int64_t kGroup = 32, kTileLanes = 16, kPanel = 32;
-inline constexpr int64_t tile_bytes(Type type) {
+[[gnu::always_inline]] inline constexpr int64_t groups_of(int64_t columns) {
+  return (columns + kGroup - 1) / kGroup;
+}
+[[gnu::always_inline]] inline constexpr int64_t tile_bytes(Type type) {
   return type == Type::kInt8 ? 512 : type == Type::kInt6 ? 384 : 256;
 }
-inline constexpr int64_t factor_bytes(Type type) { return type == Type::kInt6 ? 2 * kPanel : 0; }
-inline constexpr int64_t panel_bytes(Type type) {
+[[gnu::always_inline]] inline constexpr int64_t factor_bytes(Type type) {
+  return type == Type::kInt6 ? 2 * kPanel : 0;
+}
+[[gnu::always_inline]] inline constexpr int64_t panel_bytes(Type type) {
   return 2 * tile_bytes(type) + factor_bytes(type) + 2 * kPanel;
 }
-inline constexpr int32_t zero_point(Type type) {
+[[gnu::always_inline]] inline constexpr int32_t zero_point(Type type) {
   return type == Type::kInt8 ? 128 : type == Type::kInt6 ? 32 : 8;
 }
 

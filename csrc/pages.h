@@ -30,7 +30,7 @@ SERIATIM_INLINE Shape shape_of(const Record& record) {
           kv_heads,
           channels,
           heads / kv_heads,
-          (channels + kLanes - 1) / kLanes * kLanes,
+          round_up(channels, kLanes),
           ints[kAttentionLayer],
           ints[kAttentionWindow],
           static_cast<float>(record.floats[kAttentionScale]),

@@ -35,7 +35,7 @@ bool all_finite(const float* x, int64_t n) {
 }  // namespace
 
 std::vector<int64_t> blocks_shape(Type type, int64_t rows, int64_t columns) {
-  return {(rows + kPanel - 1) / kPanel, (columns + kGroup - 1) / kGroup, panel_bytes(type)};
+  return {(rows + kPanel - 1) / kPanel, groups_of(columns), panel_bytes(type)};
 }
 
 Plan::Turn::Turn(Plan& plan) : plan_(plan) {

@@ -83,7 +83,7 @@ SERIATIM_INLINE int stored_integer(const uint8_t* tile, Type type, int64_t lane,
 // Row r of a matrix in blocks: lane r mod 16 of tile r / 16 mod 2 of its panel.
 SERIATIM_INLINE void expand_row(const Tensor& table, int64_t row, float* to) {
   const Type type = table.type;
-  const int64_t groups = (table.columns + kGroup - 1) / kGroup, at = row % kPanel;
+  const int64_t groups = groups_of(table.columns), at = row % kPanel;
   const uint8_t* group =
       static_cast<const uint8_t*>(table.data) + row / kPanel * groups * panel_bytes(type);
   for (int64_t k = 0; k < table.columns; ++k) {

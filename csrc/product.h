@@ -15,16 +15,20 @@
 namespace seriatim {
 namespace {
 
-constexpr int kLinears = 3;
-
 struct Product {
   Norm norm;
   Tensor weights[kLinears], biases[kLinears];
   int64_t finish, activation;
-  bool normed, blocks;
+  bool normed;
 
   int64_t columns() const { return weights[0].columns; }
   Type type() const { return weights[0].type; }
+  bool blocks() const { return is_blocks(type()); }
+  int linears() const {  // whose results lie side by side; the second of a gated one is up
+    int count = 1;
+    while (finish == kAsIs && count < kLinears && weights[count].data) ++count;
+    return count;
+  }
 };
 
 SERIATIM_INLINE Product product_of(const Record& record) {
@@ -43,7 +47,6 @@ SERIATIM_INLINE Product product_of(const Record& record) {
       p.biases[i] = record.tensors[kProductWeight + 2 * i + 1];
     }
   }
-  p.blocks = is_blocks(p.type());
   return p;
 }
 
@@ -59,22 +62,22 @@ SERIATIM_INLINE Tiling tiling(bool blocks) {
 
 // f32 for the inputs of some tokens as the weights' type wants them.
 SERIATIM_INLINE int64_t input_floats(const Product& p, int64_t tokens) {
-  if (p.blocks) return groups_of(p.columns()) * (input_bytes(p.type()) / 4) * tokens;
+  if (p.blocks()) return groups_of(p.columns()) * (input_bytes(p.type()) / 4) * tokens;
   if (tokens <= kFewTokens) return p.columns() * tokens;
-  return padded_depth(p.columns()) * ((tokens + kBlockTokens - 1) / kBlockTokens * kBlockTokens);
+  return padded_depth(p.columns()) * round_up(tokens, kBlockTokens);
 }
 
 SERIATIM_INLINE int64_t sum_floats(const Product& p) {
-  const Tiling t = tiling(p.blocks);
+  const Tiling t = tiling(p.blocks());
   return t.rows * t.tokens;
 }
 
 Memory product_memory(const Record& record, int64_t tokens) {
   const Product p = product_of(record);
-  const int64_t row = (p.columns() + kLanes - 1) / kLanes * kLanes;
   const bool few = tokens <= kFewTokens;
-  const int64_t inputs = (input_floats(p, tokens) + kLanes - 1) / kLanes * kLanes;
-  const int64_t own = 2 * sum_floats(p) + row + (p.blocks ? 0 : kRowScratch) + (few ? inputs : 0);
+  const int64_t inputs = lines(input_floats(p, tokens));
+  const int64_t own =
+      2 * sum_floats(p) + lines(p.columns()) + (p.blocks() ? 0 : kRowScratch) + (few ? inputs : 0);
   return {own, few ? 0 : inputs};
 }
 
@@ -86,8 +89,7 @@ struct Places {
 
 SERIATIM_INLINE Places places(const Product& p, float* scratch) {
   float* row = scratch + 2 * sum_floats(p);
-  return {
-      {scratch, scratch + sum_floats(p)}, row, row + (p.columns() + kLanes - 1) / kLanes * kLanes};
+  return {{scratch, scratch + sum_floats(p)}, row, row + lines(p.columns())};
 }
 
 SERIATIM_INLINE void prepare_token(const Product& p, const Call& call, int64_t token, float* row,
@@ -98,7 +100,7 @@ SERIATIM_INLINE void prepare_token(const Product& p, const Call& call, int64_t t
     norm(p.norm, x, row, columns);
     x = row;
   }
-  if (p.blocks)
+  if (p.blocks())
     round_inputs(x, columns, p.type(), token, call.rows, reinterpret_cast<uint8_t*>(to));
   else
     place_inputs(x, columns, p.type() == Type::kBF16, token, call.rows, to);
@@ -108,9 +110,9 @@ SERIATIM_INLINE void prepare_token(const Product& p, const Call& call, int64_t t
 SERIATIM_INLINE const float* prepare_inputs(const Product& p, const Call& call, Worker worker,
                                             const Places& at) {
   if (call.rows <= kFewTokens) {
-    const bool as_they_are = !p.normed && !p.blocks && p.type() != Type::kBF16;
+    const bool as_they_are = !p.normed && !p.blocks() && p.type() != Type::kBF16;
     if (as_they_are) return call.inputs[0];
-    float* own = at.rest + (p.blocks ? 0 : kRowScratch);
+    float* own = at.rest + (p.blocks() ? 0 : kRowScratch);
     for (int64_t t = 0; t < call.rows; ++t) prepare_token(p, call, t, at.row, own);
     return own;
   }
@@ -128,7 +130,7 @@ SERIATIM_INLINE void multiply(const Tensor& weight, Range rows, const float* inp
   if (is_blocks(weight.type)) {
     const int64_t bytes = token * groups_of(weight.columns) * input_bytes(weight.type);
     const uint8_t* x = reinterpret_cast<const uint8_t*>(inputs) + bytes;
-    rows.end = (rows.end + kTileLanes - 1) / kTileLanes * kTileLanes;
+    rows.end = round_up(rows.end, kTileLanes);
     switch (weight.type) {
       case Type::kInt8:
         return multiply_blocks<Type::kInt8>(weight, rows, x, tokens, out.at, out.stride);
@@ -171,7 +173,7 @@ SERIATIM_INLINE void finish_token(const Product& p, int linear, Range rows, cons
 // Rows of one weight (of both, when gated), all tokens. `column`: where its rows begin in a result.
 SERIATIM_INLINE void linear_rows(const Product& p, int linear, Range rows, int64_t column,
                                  const Call& call, const float* inputs, const Places& at) {
-  const Tiling tile = tiling(p.blocks);
+  const Tiling tile = tiling(p.blocks());
   const int64_t width = call.record->width_out;
   for (int64_t row = rows.begin; row < rows.end; row += tile.rows)
     for (int64_t t = 0; t < call.rows; t += tile.tokens) {
@@ -193,12 +195,11 @@ SERIATIM_INLINE void linear_rows(const Product& p, int linear, Range rows, int64
 SERIATIM_INLINE void some_rows_of_all(const Product& p, Range rows, int64_t grain, const Call& call,
                                       const float* inputs, const Places& at) {
   int64_t begin = 0, column = 0;
-  const int count = p.finish == kGated ? 1 : kLinears;
-  for (int i = 0; i < count && p.weights[i].data; ++i) {
+  for (int i = 0; i < p.linears(); ++i) {
     const int64_t from = rows.begin > begin ? rows.begin - begin : 0;
     const int64_t to = least(rows.end - begin, p.weights[i].rows);
     if (from < to) linear_rows(p, i, {from, to}, column, call, inputs, at);
-    begin += (p.weights[i].rows + grain - 1) / grain * grain;
+    begin += round_up(p.weights[i].rows, grain);
     column += p.weights[i].rows;
   }
 }
@@ -212,10 +213,9 @@ void product(const Call& call, Worker worker) {
   const Product p = product_of(*call.record);
   const Places at = places(p, worker.scratch);
   const float* inputs = prepare_inputs(p, call, worker, at);
-  const int64_t grain = tiling(p.blocks).grain;
+  const int64_t grain = tiling(p.blocks()).grain;
   int64_t total = 0;
-  for (int i = 0; i < (p.finish == kGated ? 1 : kLinears); ++i)
-    total += (p.weights[i].rows + grain - 1) / grain * grain;
+  for (int i = 0; i < p.linears(); ++i) total += round_up(p.weights[i].rows, grain);
   const auto work = [&](Range rows) { some_rows_of_all(p, rows, grain, call, inputs, at); };
   if (worker.count == 1 || call.rows <= kFewTokens) return work(share(total, grain, worker));
   const int64_t pieces = worker.count * kPieces;

@@ -324,6 +324,11 @@ struct Range {
   int64_t begin, end;
 };
 
+SERIATIM_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// f32 in whole cache lines.
+SERIATIM_INLINE int64_t lines(int64_t floats) { return round_up(floats, kLanes); }
+
 // A worker's share of n things, in runs of `grain`: fixed, but no result depends on it.
 SERIATIM_INLINE Range share(int64_t n, int64_t grain, Worker worker) {
   const int64_t runs = (n + grain - 1) / grain;

@@ -30,6 +30,25 @@ def one_sequence(tokens, rows=None):
     return Batch(count, count, indices([0] * tokens), table, count if rows is None else rows)
 
 
+def ragged_steps(lengths, tables, cut):
+    """Ragged steps that bring each sequence forward by `cut(turn + sequence)` tokens at a time."""
+    done, base = [0] * len(lengths), np.cumsum([0, *lengths])
+    turn = 0
+    while any(d < n for d, n in zip(done, lengths, strict=True)):
+        ids, position, sequence = [], [], []
+        for s, n in enumerate(lengths):
+            end = min(n, done[s] + cut(turn + s))
+            ids += range(base[s] + done[s], base[s] + end)
+            position += range(done[s], end)
+            sequence += [s] * (end - done[s])
+            done[s] = end
+        turn += 1
+        if ids:
+            yield Batch(
+                indices(ids), indices(position), indices(sequence), indices(tables), indices([])
+            )
+
+
 def normal(seed, *shape, scale=1.0, dtype=F32):
     values = np.random.default_rng(seed).standard_normal(shape) * scale
     return values.astype(np.float32).astype(dtype)

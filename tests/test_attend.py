@@ -6,7 +6,7 @@ import torch
 from fused_attention import Layer, make_fused, make_unfused, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_runs import indices, one_sequence
+from native_runs import indices, one_sequence, ragged_steps
 
 from seriatim.kernels.native import isas
 from seriatim.kernels.ops import BLOCK, Batch
@@ -61,25 +61,6 @@ def test_it_is_the_records_it_stands_for(layer, tokens, kv):
             np.testing.assert_array_equal(bits(got), bits(expected))
 
 
-def steps(lengths, tables, cut):
-    """Ragged steps that bring each sequence forward by `cut(turn + sequence)` tokens at a time."""
-    done, base = [0] * len(lengths), np.cumsum([0, *lengths])
-    turn = 0
-    while any(d < n for d, n in zip(done, lengths, strict=True)):
-        ids, position, sequence = [], [], []
-        for s, n in enumerate(lengths):
-            end = min(n, done[s] + cut(turn + s))
-            ids += range(base[s] + done[s], base[s] + end)
-            position += range(done[s], end)
-            sequence += [s] * (end - done[s])
-            done[s] = end
-        turn += 1
-        if ids:
-            yield Batch(
-                indices(ids), indices(position), indices(sequence), indices(tables), indices([])
-            )
-
-
 @pytest.mark.parametrize("kv", KV)
 @pytest.mark.parametrize("window", [0, 150])
 @pytest.mark.parametrize("heads, kv_heads, channels", [(9, 3, 64), (4, 1, 20), (3, 3, 48)])
@@ -106,7 +87,7 @@ def test_chunks_company_blocks_and_threads_change_nothing(kv, window, heads, kv_
     ]:
         runtime = fresh(make_fused, layer, table, 20, kv=kv, threads=threads)
         got = np.full_like(expected, np.nan)
-        for batch in steps(lengths, tables, cut):
+        for batch in ragged_steps(lengths, tables, cut):
             got[batch.ids] = runtime.step(batch)
         np.testing.assert_array_equal(bits(got), bits(expected))
 

@@ -14,6 +14,7 @@ from native_runs import (
     native_run,
     one_sequence,
     qkv,
+    ragged_steps,
     reference_run,
 )
 
@@ -60,24 +61,6 @@ def test_windows_and_caps_are_the_reference(tokens, window, cap):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=3e-6)
 
 
-def chunks_of(lengths, tables, cut):
-    """Ragged steps that bring each sequence forward by `cut(i)` tokens at a time."""
-    done, base = [0] * len(lengths), np.cumsum([0, *lengths])
-    table = indices(tables)
-    turn = 0
-    while any(d < n for d, n in zip(done, lengths, strict=True)):
-        ids, position, sequence = [], [], []
-        for s, n in enumerate(lengths):
-            end = min(n, done[s] + cut(turn + s))
-            ids += range(base[s] + done[s], base[s] + end)
-            position += range(done[s], end)
-            sequence += [s] * (end - done[s])
-            done[s] = end
-        turn += 1
-        if ids:
-            yield Batch(indices(ids), indices(position), indices(sequence), table, indices([]))
-
-
 @pytest.mark.parametrize("kv", ["f32", "bf16", "int8"])
 @pytest.mark.parametrize("window", [0, 40])
 def test_chunks_company_and_block_order_change_nothing(kv, window):
@@ -98,7 +81,7 @@ def test_chunks_company_and_block_order_change_nothing(kv, window):
         for block in range(20):
             runtime.poison(block)
         got = np.full((sum(lengths), 96), np.nan, np.float32)
-        for batch in chunks_of(lengths, tables, cut):
+        for batch in ragged_steps(lengths, tables, cut):
             got[batch.ids] = runtime.step(batch)
             assert runtime.finite().all()
         np.testing.assert_array_equal(got, np.concatenate(alone))

@@ -5,9 +5,9 @@ from pathlib import Path
 from seriatim.codecs import _templates
 from seriatim.codecs._gguf_out import metadata_of
 from seriatim.errors import RequestError, did_you_mean
-from seriatim.files import gguf
 from seriatim.loading import codec_of, find, label_of
 from seriatim.models import checkpoint
+from seriatim.models.checkpoint import Checkpoint
 from seriatim.quant.export import TYPES, Exported, write
 
 
@@ -45,14 +45,14 @@ def export(model: str | Path, out: Path, *, to: str = "gguf", type: str = "f16")
         out,
         source.spec,
         source.weights,
-        tokenizer | _templates.to_gguf(_templates_of(path)),
+        tokenizer | _templates.to_gguf(_templates_of(source)),
         type=type,
         name=label_of(model, path),
         notes=notes,
     )
 
 
-def _templates_of(path: Path) -> dict[str, str]:
-    if path.is_dir():
-        return _templates.of_folder(path)
-    return _templates.of_gguf(gguf.read(path).metadata) if gguf.matches(path) else {}
+def _templates_of(source: Checkpoint) -> dict[str, str]:
+    if source.path.is_dir():
+        return _templates.of_folder(source.path)
+    return _templates.of_gguf(source.metadata)

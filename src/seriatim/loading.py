@@ -12,7 +12,6 @@ from seriatim.codecs._files import named
 from seriatim.codecs._gguf import from_gguf
 from seriatim.engine.options import whole
 from seriatim.errors import FileError, ModelError, RequestError, ResourceError, did_you_mean
-from seriatim.files import gguf
 from seriatim.kernels.formats import FORMATS, MADE
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models import checkpoint, memory, runtime
@@ -183,7 +182,7 @@ def _bytes_to_make(weights: Weights, precision: str) -> int:
 
 def codec_of(path: Path, source: Checkpoint) -> Codec | None:
     """The codec beside the weights, if its vocabulary is the model's."""
-    codec = _beside(path)
+    codec = _beside(path, source)
     if codec is None:
         return None
     size, known = source.spec.vocab_size, codec.size
@@ -197,12 +196,12 @@ def codec_of(path: Path, source: Checkpoint) -> Codec | None:
     return codec
 
 
-def _beside(path: Path) -> Codec | None:
+def _beside(path: Path, source: Checkpoint) -> Codec | None:
     if path.is_dir():
         return codecs.load(path)
-    if gguf.matches(path):
+    if source.metadata:
         with named(path):
-            return from_gguf(gguf.read(path).metadata)
+            return from_gguf(source.metadata)
     found = sorted(path.parent.glob("tok*.bin"))
     if len(found) > 1:
         names = ", ".join(file.name for file in found)

@@ -36,7 +36,7 @@ class Checkpoint:
 
     `names` is what each weight is called on disk; `ends` and `start` are ids within the vocabulary;
     `defaults` is generation_config.json, which is shown and never applied; `notes` says what was
-    ignored, defaulted or chosen.
+    ignored, defaulted or chosen; `metadata` is what a GGUF file says beside its tensors.
     """
 
     path: Path
@@ -49,6 +49,7 @@ class Checkpoint:
     start: int | None
     defaults: Mapping[str, Any]
     notes: tuple[str, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def dtypes(self) -> dict[str, int]:

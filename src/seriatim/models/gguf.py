@@ -41,6 +41,7 @@ class Model(NamedTuple):
     start: int | None
     defaults: dict[str, Any]
     notes: tuple[str, ...]
+    metadata: Mapping[str, Any]
 
 
 def read(path: Path, context: int | None = None) -> Model:
@@ -75,6 +76,7 @@ def read(path: Path, context: int | None = None) -> Model:
         start=next(iter(starts), None),
         defaults={k.removeprefix(SAMPLING): keys[k] for k in keys if k.startswith(SAMPLING)},
         notes=tuple(notes),
+        metadata=keys,
     )
 
 

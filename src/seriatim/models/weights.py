@@ -103,7 +103,7 @@ def digest(weights: Mapping[str, Array]) -> str:
 
 
 def dtype_name(weight: Array) -> str:
-    """ "f32", "f16", "bf16", "int8" or "int4"."""
+    """ "f32", "f16", "bf16", "int8", "int6" or "int4"."""
     return weight.kind if isinstance(weight, Blocks) else _NAMES[weight.dtype]
 
 

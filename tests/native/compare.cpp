@@ -224,7 +224,7 @@ Values Single::operator()(const Isa& isa) const {
   const auto wait = [](void* p, int worker) { static_cast<Pool*>(p)->barrier(worker); };
   std::vector<Worker> team;
   for (int64_t w = 0; w < workers; ++w)
-    team.push_back({w, workers, floats(whole(need.scratch)), nullptr, wait, &pool});
+    team.push_back({w, workers, floats(whole(need.scratch)), nullptr, wait, &pool, pool.tickets()});
   float* shared = floats(whole(need.shared));
   for (Worker& worker : team) worker.shared = shared;
   struct Job {

@@ -4,8 +4,10 @@ Ids depend on a request and the weights only (contracts.md, law of company), so 
 leave, be cut into chunks or be preempted at any step.
 """
 
+from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, count, pairwise, zip_longest
+from math import inf
 from typing import Any, NamedTuple, Protocol
 from weakref import finalize
 
@@ -13,7 +15,8 @@ import numpy as np
 
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.options import parse, silent, token_ids, whole
-from seriatim.engine.request import Request, Rows, Watch
+from seriatim.engine.request import Guide, Request, Rows, Watch
+from seriatim.engine.runner import Runner
 from seriatim.engine.sampler import draw
 from seriatim.engine.sampling import Draw
 from seriatim.engine.scheduler import Scheduler, Work
@@ -55,6 +58,7 @@ class Engine:
         budget: the most ids computed in one step.
         chunk: the most ids of one request in one step; default: `budget`.
         most: the most requests that run together; others wait.
+        queue: the most requests that wait; default: any number.
 
     Raises:
         RequestError: a limit that is not a whole number of at least 1.
@@ -70,9 +74,16 @@ class Engine:
     """
 
     def __init__(
-        self, model: Servable, *, budget: int = 256, chunk: int | None = None, most: int = 256
+        self,
+        model: Servable,
+        *,
+        budget: int = 256,
+        chunk: int | None = None,
+        most: int = 256,
+        queue: int | None = None,
     ) -> None:
         self.model, self.pool = model, model.pool
+        self.queue = inf if queue is None else whole("queue", queue, 1)
         budget = whole("budget", budget, 1)
         chunk = budget if chunk is None else whole("chunk", chunk, 1)
         with self.pool.lock:
@@ -87,7 +98,9 @@ class Engine:
         self._ends = frozenset(model.ends)
         self._computing = False
         self._late: list[Request] = []
+        self._new: deque[Request] = deque()  # `add` waits for no step
         self._numbers = count(1)
+        self._runner: Runner | None = None
 
     def add(
         self,
@@ -96,6 +109,8 @@ class Engine:
         sample: int = 0,
         watch: Watch | None = None,
         rows: Rows | None = None,
+        rows_from: int = 0,
+        guides: Sequence[Guide] = (),
         generate: bool = True,
         **options: Any,
     ) -> Request:
@@ -105,23 +120,36 @@ class Engine:
             ids: the prompt.
             sample: which of `n` samples of this prompt it is; part of the noise.
             watch: told each sampled id, it ends the request at a stop string.
-            rows: called with (position, logits [R, V]) until it has seen every prompt position.
+            rows: called with (position, logits [R, V]) until it has seen every prompt position
+                from `rows_from` on; those before may come from the cache.
+            guides: say at each place which ids may come.
             generate: False ends the request where the first id would be sampled.
             options: as for `Model.generate`.
 
         Raises:
             RequestError: an option or id that cannot be honoured, or a prompt that fills the
                 context.
+            ResourceError: the queue is full.
         """
         prompt = token_ids("prompt", ids, self.model.vocab_size)
         parsed = parse(options, self.model.vocab_size)
         parsed = parsed if generate else silent(parsed)
         sample = whole("sample", sample, 0, 2**32 - 1)
         self._refuse(prompt, room=int(generate))
-        with self.pool.lock:
-            request = Request(next(self._numbers), list(prompt), parsed, sample, watch, rows)
-            self.scheduler.add(request)
+        self._check_open()
+        request = Request(
+            next(self._numbers), list(prompt), parsed, sample, watch, rows,
+            whole("rows_from", rows_from, 0, len(prompt) - 1), tuple(guides),
+        )  # fmt: skip
+        self._new.append(request)
+        if self._runner is not None:
+            self._runner.wake()
         return request
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would have something to do."""
+        return bool(self._new or self.scheduler.running or self.scheduler.waiting)
 
     def step(self) -> list[Request]:
         """Compute once; the requests that moved on. An empty list: nothing is queued."""
@@ -133,18 +161,59 @@ class Engine:
                 self._advance(item, some)
             return [item.request for item in work]
 
+    def start(self) -> None:
+        """Step in a thread of its own whenever there is work, until `stop`."""
+        if self._runner is None or not self._runner.alive:
+            self._runner = Runner(self)
+
+    def stop(self) -> None:
+        """End that thread after the step it is at; requests stay where they are."""
+        if self._runner is not None:
+            self._runner.stop()
+
+    @property
+    def runs(self) -> bool:
+        """Whether a thread of its own steps it."""
+        return self._runner is not None and self._runner.alive
+
     def abort(self, request: Request) -> None:
         """End a request now and free its cache; one that is done stays as it is."""
         with self.pool.lock:
             if self._computing:  # a signal or a collected stream: what is computed must stay
                 self._late.append(request)
             elif not request.done:
-                self._end(request, "abort", "abort")
+                request.end("abort", "abort")
+                self.scheduler.remove(request)
 
     def check(self) -> None:
         """Verify the cache's books: free + used = total, and every use is a request's."""
         with self.pool.lock:
             self.pool.check()
+
+    def fail(self, error: SeriatimError) -> list[Request]:
+        """End every request with an error that none of them caused."""
+        with self.pool.lock:
+            self._take_in()
+            failed = [*self.scheduler.running, *self.scheduler.waiting]
+            for request in failed:
+                request.error = error
+                self.scheduler.remove(request)
+            return failed
+
+    def _check_open(self) -> None:
+        if self._runner is not None and self._runner.error is not None:
+            raise self._runner.error
+        waiting = len(self._new) + len(self.scheduler.waiting)
+        if waiting >= self.queue:
+            raise ResourceError(
+                f"{waiting} requests wait and the queue holds {self.queue}", fix="try again later"
+            )
+
+    def _take_in(self) -> None:
+        while self._new:
+            request = self._new.popleft()
+            if not request.done:
+                self.scheduler.add(request)
 
     def _starved(self) -> list[Request]:
         """Nothing can run: the first that waits will never have the blocks it needs."""
@@ -174,6 +243,7 @@ class Engine:
         """Schedule and run; aborts that come meanwhile are done afterwards."""
         self._computing = True
         try:
+            self._take_in()
             work = self.scheduler.schedule()
             return work, self._run(work) if work else []
         finally:
@@ -195,47 +265,74 @@ class Engine:
         return [Computed(logits[a:b], best[a:b]) for a, b in pairwise(cuts)]
 
     def _advance(self, item: Work, computed: Computed) -> None:
-        """The keys and values are written: count them, let others find full blocks, sample."""
+        """The keys and values are written: count them, sample, let others find full blocks."""
         request, start = item.request, item.request.computed
         try:
             if not request.done:  # another's processor may have aborted it
                 request.computed += item.count
+                self._sample(item, start, computed)
                 self.scheduler.publish(request, start)
-                self._sample(request, start, computed)
         except Exception as error:  # a request's own fault must not stop the others
             request.error = error if isinstance(error, SeriatimError) else _wrapped(error)
         except BaseException:
             request.computed = start  # Ctrl-C: the next step computes it again
             raise
-        if request.error is not None:
+        if request.done:
             self.scheduler.remove(request)
 
-    def _sample(self, request: Request, start: int, computed: Computed) -> None:
+    def _sample(self, item: Work, start: int, computed: Computed) -> None:
         """What the logits are for: of position `start` on if they are the prompt's."""
+        request = item.request
         if request.rows is not None and start < request.prompt:
-            request.rows(start, computed.logits[: request.prompt - start])
+            self._show(request, start, computed.logits)
         if request.pending:
             return
         request.lap("decode" if request.generated else "prefill")
         if request.options.max_tokens == 0:
-            self._end(request, "max_tokens", "length")
+            request.end("max_tokens", "length")
         else:
-            self._accept(request, self._draw(request, computed))
+            self._verify(request, item.drafts, computed)
 
-    def _draw(self, request: Request, computed: Computed) -> Draw:
+    def _show(self, request: Request, start: int, logits: np.ndarray) -> None:
+        first = max(start, request.rows_from)
+        if request.rows is not None and first < request.computed:
+            request.rows(first, logits[: min(request.computed, request.prompt) - first])
+
+    def _verify(self, request: Request, drafts: Sequence[int], computed: Computed) -> None:
+        """Sample after each draft as if it were the only way there; stop at the first that differs.
+
+        A draft is never judged, only compared: the ids are those of no drafts at all.
+        """
+        first = len(computed.logits) - len(drafts) - 1
+        request.usage.drafted += len(drafts)
+        for row, draft in zip_longest(range(first, len(computed.logits)), drafts):
+            drawn = self._draw(request, computed.logits[row], int(computed.best[row]))
+            if request.done:  # its own processor has aborted it
+                return
+            self._accept(request, drawn)
+            if drawn.id != draft:
+                return
+            request.usage.accepted += 1
+            if request.done:
+                return
+            request.computed += 1
+
+    def _draw(self, request: Request, logits: np.ndarray, best: int) -> Draw:
         options, done = request.options, request.generated
         early = done < options.min_tokens and not options.ignore_end
+        answer = request.answer if request.guides else []
         return draw(
-            computed.logits[-1],
+            logits,
             options.sampling,
             ids=request.ids,
             prompt=request.prompt,
             seed=options.seed,
             sample=request.sample,
             forbidden=tuple(self._ends) if early else (),
+            masks=[guide.mask(answer) for guide in request.guides],
             forced=options.forced_ids[done] if done < len(options.forced_ids) else None,
             top=options.logprobs,
-            best=int(computed.best[-1]),
+            best=best,
         )
 
     def _accept(self, request: Request, drawn: Draw) -> None:
@@ -243,7 +340,7 @@ class Engine:
         request.usage.generated += 1
         if drawn.id in self._ends and not request.options.ignore_end:
             request.ending = drawn
-            self._end(request, drawn.id)
+            request.end(drawn.id)
             return
         request.ids.append(drawn.id)
         request.draws.append(drawn)
@@ -251,16 +348,14 @@ class Engine:
             piece, met = request.watch.feed(drawn.id)
             request.pieces.append(piece)
             if met is not None:
-                self._end(request, met)
+                request.end(met)
                 return
-        if request.generated == request.options.max_tokens:
-            self._end(request, "max_tokens", "length")
+        if any(guide.complete(request.answer) for guide in request.guides):
+            request.end("complete")
+        elif request.generated == request.options.max_tokens:
+            request.end("max_tokens", "length")
         elif len(request.ids) == self.model.context:
-            self._end(request, "context", "length")
-
-    def _end(self, request: Request, stop: int | str, reason: str = "stop") -> None:
-        request.stop, request.reason = stop, reason
-        self.scheduler.remove(request)
+            request.end("context", "length")
 
 
 def _pack(work: list[Work]) -> tuple[Batch, list[int]]:
@@ -273,8 +368,9 @@ def _pack(work: list[Work]) -> tuple[Batch, list[int]]:
         request, first, last = item.request, item.request.computed, item.end
         wanted = _rows(item, len(ids))
         ids += request.ids[first:last]
-        position += range(first, last)
-        sequence += [number] * item.count
+        ids += item.drafts
+        position += range(first, last + len(item.drafts))
+        sequence += [number] * (item.count + len(item.drafts))
         rows += wanted
         counts.append(len(wanted))
     blocks = [[block.index for block in item.request.blocks] for item in work]
@@ -285,11 +381,12 @@ def _pack(work: list[Work]) -> tuple[Batch, list[int]]:
 
 
 def _rows(item: Work, start: int) -> range:
-    """All of them when a prompt is scored, the last when the next id is due, else none."""
+    """Those of a prompt that is scored; else the last and the drafts' where the next id is due."""
     end = start + item.count
     if item.request.reads_prompt:
-        return range(start, end)
-    return range(end - 1, end) if item.end == len(item.request.ids) else range(0)
+        return range(min(end, start + max(0, item.request.rows_from - item.request.computed)), end)
+    due = item.end == len(item.request.ids)
+    return range(end - 1, end + len(item.drafts)) if due else range(0)
 
 
 def _not_finite(first: str) -> NumericError:

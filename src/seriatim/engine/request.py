@@ -1,6 +1,6 @@
 """One sequence on its way through the engine: its ids, how many are computed, and how it ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
@@ -12,6 +12,18 @@ from seriatim.engine.options import Options
 from seriatim.engine.sampling import Draw
 
 Rows = Callable[[int, np.ndarray], None]  # (position of the first row, logits [R, V])
+
+
+class Guide(Protocol):
+    """Which ids may come next: a pure function of the ids generated so far, whatever it keeps."""
+
+    def mask(self, ids: Sequence[int], /) -> np.ndarray:
+        """uint32 words: bit i % 32 of word i // 32 says whether id i may follow `ids`."""
+        ...
+
+    def complete(self, ids: Sequence[int], /) -> bool:
+        """Whether `ids` is whole and nothing can follow: the request ends there."""
+        ...
 
 
 class Watch(Protocol):
@@ -29,6 +41,7 @@ class Usage:
     generated: int = 0
     drafted: int = 0
     accepted: int = 0
+    missed: str = ""  # why not more of the prompt was cached
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
@@ -42,7 +55,10 @@ class Request:
         prompt: how many ids were given.
         ids: the prompt and what was sampled, the end id excluded.
         draws: one per sampled id, with log-probabilities; `ending` is the end id's.
-        stop: the end id or stop string met, "max_tokens", "context" or "abort"; None while it runs.
+        rows_from: the first position whose logits `rows` is given.
+        guides: all of them must allow an id.
+        stop: the end id or stop string met, "complete" (nothing can follow by a guide),
+            "max_tokens", "context" or "abort"; None while it runs.
         reason: "stop", "length" or "abort": a stop string may read "context" too.
         error: why it failed, if it did.
     """
@@ -52,7 +68,12 @@ class Request:
     options: Options
     sample: int = 0
     watch: Watch | None = None
-    rows: Rows | None = None  # is given the logits of every prompt position
+    rows: Rows | None = None  # is given the logits of the prompt's positions
+    rows_from: int = 0
+    guides: tuple[Guide, ...] = ()
+    wake: Callable[[], object] = lambda: (
+        None
+    )  # after each step of a background thread that moved it
     computed: int = 0
     blocks: list[Block] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
@@ -87,9 +108,23 @@ class Request:
         return self.rows is not None and self.computed < self.prompt
 
     @property
+    def unread(self) -> int:
+        """How many ids come before the first whose logits `rows` is given."""
+        return max(0, self.rows_from - self.computed)
+
+    @property
+    def answer(self) -> list[int]:
+        """The ids that were sampled."""
+        return self.ids[self.prompt :]
+
+    @property
     def urgency(self) -> tuple[int, int]:
         """Sorts the most urgent first: priority, then arrival."""
         return (-self.options.priority, self.number)
+
+    def end(self, stop: int | str, reason: str = "stop") -> None:
+        """Nothing more comes; who holds its blocks gives them back."""
+        self.stop, self.reason = stop, reason
 
     def lap(self, phase: str) -> None:
         """Add the time since the last lap to a phase."""

@@ -28,6 +28,7 @@ def draw(
     seed: int,
     sample: int = 0,
     forbidden: Sequence[int] = (),
+    masks: Sequence[np.ndarray] = (),
     forced: int | None = None,
     top: int | None = 0,
     best: int | None = None,
@@ -42,6 +43,7 @@ def draw(
         seed: 64 bits.
         sample: which of `n`.
         forbidden: ids that cannot come here (end ids before `min_tokens`).
+        masks: each of them must allow an id: uint32 words, bit i % 32 of word i // 32 for id i.
         forced: the id to take, with its real log-probability.
         top: how many of the likeliest ids to report; None: no log-probabilities at all.
         best: the first id with the largest logit, where it is known.
@@ -53,8 +55,9 @@ def draw(
     if _SAMPLER is None:
         return reference.draw(
             logits, how, ids=ids, prompt=prompt, seed=seed, sample=sample, forbidden=forbidden,
-            forced=forced, top=top,
+            masks=masks, forced=forced, top=top,
         )  # fmt: skip
+    how = reference.guided(how, masks, len(logits))
     untouched = how.plain and how.allowed_ids is None and not (how.banned_ids or forbidden)
     id = best if forced is None and how.temperature == 0 and untouched else forced
     if id is None:

@@ -7,7 +7,9 @@ id); the id with the highest scaled logit plus Gumbel noise wins, which samples 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
+from functools import reduce
 from math import ceil
 
 import numpy as np
@@ -29,12 +31,14 @@ def draw(
     seed: int,
     sample: int = 0,
     forbidden: Sequence[int] = (),
+    masks: Sequence[np.ndarray] = (),
     forced: int | None = None,
     top: int | None = 0,
 ) -> Draw:
     """Sample the id at position `len(ids)`: arguments and errors of `sampler.draw`."""
     own = logits.astype(np.float64)
     if forced is None:
+        how = guided(how, masks, len(own))
         scores = _masked(processed(own, how, ids, prompt), how, forbidden)
         id = _pick(scores, how, position=len(ids), seed=seed, sample=sample)
     else:
@@ -142,6 +146,17 @@ def _masked(x: np.ndarray, how: Sampling, forbidden: Sequence[int]) -> np.ndarra
     if x.max() == -np.inf:
         raise nothing_left()
     return x
+
+
+def guided(how: Sampling, masks: Sequence[np.ndarray], size: int) -> Sampling:
+    """The same sampling, of ids that every mask (uint32 words of bits) allows as well."""
+    if not masks:
+        return how
+    words = reduce(np.bitwise_and, masks).astype("<u4", copy=False)
+    allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")[:size])
+    if how.allowed_ids is not None:
+        allowed = np.intersect1d(allowed, how.allowed_ids)
+    return replace(how, allowed_ids=tuple(allowed.tolist()))
 
 
 def nothing_left() -> RequestError:

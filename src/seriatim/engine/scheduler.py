@@ -16,14 +16,15 @@ from seriatim.kernels.ops import BLOCK
 
 @dataclass(frozen=True)
 class Work:
-    """`count` ids of a request, from `request.computed` on."""
+    """`count` ids of a request, from `request.computed` on, then what is guessed to follow."""
 
     request: Request
     count: int
+    drafts: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
-        """The first position that is not computed after it."""
+        """The first position that is not computed after it, the drafts left out."""
         return self.request.computed + self.count
 
 
@@ -38,11 +39,11 @@ class Left:
     def for_(self, request: Request) -> int:
         """How many ids of a request fit."""
         count = min(request.pending, self.tokens, self.chunk)
-        return min(count, self.rows) if request.reads_prompt else count
+        return min(count, self.rows + request.unread) if request.reads_prompt else count
 
     def take(self, request: Request, count: int) -> Work:
         self.tokens -= count
-        self.rows -= count if request.reads_prompt else 0
+        self.rows -= max(0, count - request.unread) if request.reads_prompt else 0
         return Work(request, count)
 
 
@@ -144,12 +145,11 @@ class Scheduler:
 
     def _reuse(self, request: Request) -> None:
         """Start from a cached prefix; the last id is always computed, its logits are needed."""
-        if request.rows is None:
-            most = (len(request.ids) - 1) // BLOCK
-            request.blocks = self.pool.match(request.ids, request.options.tenant, most)
-            request.computed = BLOCK * len(request.blocks)
-            if not request.generated:
-                request.usage.cached = request.computed
+        most = len(request.ids) - 1 if request.rows is None else request.rows_from
+        request.blocks = self.pool.match(request.ids, request.options.tenant, most // BLOCK)
+        request.computed = BLOCK * len(request.blocks)
+        if not request.generated:
+            request.usage.cached = request.computed
 
     def _preempt(self, request: Request) -> None:
         """Back to waiting, to be computed again: the same bits, by the law of company."""

@@ -18,7 +18,7 @@ import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seriatim.engine import engine as loop
+from seriatim.engine import decoding
 from seriatim.engine.cache import Block, BlockPool
 from seriatim.engine.engine import Engine
 from seriatim.engine.request import Request
@@ -407,7 +407,7 @@ def test_the_law_test_sees_noise_that_is_keyed_by_the_row(monkeypatch):
         return draw(logits, how, **facts | {"sample": next(rows)})
 
     check_company("llama3", TWO, Setting())  # also fills the cache of answers
-    monkeypatch.setattr(loop, "draw", keyed)
+    monkeypatch.setattr(decoding, "draw", keyed)
     with pytest.raises(AssertionError, match="not what it is alone"):
         check_company("llama3", TWO, Setting())
 

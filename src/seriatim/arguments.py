@@ -1,4 +1,4 @@
-"""Command-line options that several commands share: those of `seriatim.load`."""
+"""Command-line options that several commands share: those of `seriatim.load`, of a request."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from seriatim.errors import RequestError, SeriatimError
+from seriatim.terminal import typed
 
 
 def _loading(
@@ -35,19 +36,62 @@ def _loading(
     """The options of `load`, for the commands that load a model."""
 
 
+def _requesting(
+    *,
+    max_tokens: Annotated[int | None, typer.Option(show_default="a full context")] = None,
+    min_tokens: int = 0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(help="ID=NUMBER; may be repeated.")
+    ] = None,
+    allowed_ids: Annotated[str | None, typer.Option(help="No others: ids, such as 1,5,9.")] = None,
+    banned_ids: Annotated[str | None, typer.Option(help="Not these.")] = None,
+    seed: Annotated[int | None, typer.Option(show_default="drawn; --json says it")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on past end ids.")] = False,
+) -> None:
+    """The options of a request, for the commands that generate."""
+
+
 def loads(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the options of `load`, which reach it together as `loading`."""
-    own, extra = signature(command).parameters, signature(_loading).parameters
-    shown = [p for p in own.values() if p.name != "loading"] + [*extra.values()]
+    return _given("loading", _loading, command)
+
+
+def requests(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of a request, which reach it together as `asked`."""
+    return _given("asked", _requesting, command)
+
+
+def _given(group: str, source: Callable[..., None], command: Callable[..., None]) -> Callable:
+    own, extra = signature(command).parameters, signature(source).parameters
+    shown = [p for p in own.values() if p.name != group] + [*extra.values()]
 
     @wraps(command)
     def run(**given: Any) -> None:
-        loading = {name: given.pop(name) for name in extra}
-        command(**given, loading=loading)
+        together = {name: given.pop(name) for name in extra}
+        command(**given, **{group: together})
 
     run.__signature__ = Signature(shown)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {p.name: p.annotation for p in shown}
     return run
+
+
+def request_options(asked: dict[str, Any]) -> dict[str, Any]:
+    """Options of a request as they were typed, as `Model.generate` takes them."""
+    options = {name: value for name, value in asked.items() if value is not None}
+    for name in ("allowed_ids", "banned_ids"):
+        if name in options:
+            options[name] = parse_ids(f"--{name.replace('_', '-')}", options[name])
+    if "logit_bias" in options:
+        options["logit_bias"] = dict(map(parse_bias, options["logit_bias"]))
+    return options | {"stop": [typed("--stop", text) for text in asked["stop"] or ()]}
 
 
 def parse_ids(name: str, text: str) -> list[int]:

@@ -15,7 +15,7 @@ import typer
 
 import seriatim
 from seriatim import weighing
-from seriatim.arguments import loads, need_torch, parse_bias, parse_ids
+from seriatim.arguments import loads, need_torch, parse_ids, request_options, requests
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
@@ -51,30 +51,14 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 
 @app.command()
 @loads
+@requests
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text, or - to read it from stdin.")] = None,
     *,
     model: Name = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A file of the codec's kind.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="Ids, such as 1,5,9.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(show_default="a full context")] = None,
-    min_tokens: int = 0,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
-    logit_bias: Annotated[
-        list[str] | None, typer.Option(help="ID=NUMBER; may be repeated.")
-    ] = None,
-    allowed_ids: Annotated[str | None, typer.Option(help="No others: ids, such as 1,5,9.")] = None,
-    banned_ids: Annotated[str | None, typer.Option(help="Not these.")] = None,
-    seed: Annotated[int | None, typer.Option(show_default="drawn; --json says it")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 1,
-    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
-    ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on past end ids.")] = False,
     logprobs: Annotated[
         int | None, typer.Option(help="With --json: how many alternatives, 0 to 20.")
     ] = None,
@@ -83,12 +67,15 @@ def generate(
         Path | None, typer.Option(help="Write the output here; of n, FILE-0, FILE-1, ...")
     ] = None,
     as_json: Json = False,
+    asked: dict[str, Any],
     loading: dict[str, Any],
 ) -> None:
     """Continue a prompt, one id after another."""
-    given = dict(locals())
     start = _prompt(prompt, prompt_file, prompt_ids)
-    options = _options(given)
+    if (logprobs is not None or prompt_logprobs) and not as_json:
+        raise RequestError("log-probabilities are shown in JSON only", fix="add --json")
+    options: dict[str, Any] = request_options(asked) | {"prompt_logprobs": prompt_logprobs}
+    options |= {} if logprobs is None else {"logprobs": logprobs}
     if out is not None:
         check_out(out)
     loaded = _load(model, loading)
@@ -278,23 +265,6 @@ def _load(name: str | None, loading: Mapping[str, Any]) -> "Model":
 def _say(model: "Model", default: bool) -> None:
     """What runs: said once nothing can be refused any more."""
     tell(model.facts + " (--model chooses another)" * default)
-
-
-def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The request options that were given, as `Model.generate` takes them."""
-    from seriatim.engine.options import NAMES
-
-    shown = given["logprobs"] is not None or given["prompt_logprobs"]
-    if shown and not given["as_json"]:
-        raise RequestError("log-probabilities are shown in JSON only", fix="add --json")
-    options = {name: value for name, value in given.items() if name in NAMES and value is not None}
-    for name in ("allowed_ids", "banned_ids"):
-        if name in options:
-            options[name] = parse_ids(f"--{name.replace('_', '-')}", options[name])
-    if "logit_bias" in options:
-        options["logit_bias"] = dict(map(parse_bias, options["logit_bias"]))
-    options["stop"] = [typed("--stop", text) for text in given["stop"] or ()]
-    return options | {"prompt_logprobs": given["prompt_logprobs"]}
 
 
 def _prompt(text: str | None, path: Path | None, ids: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def load(
         raise RequestError(
             f"unknown option {min(unknown)!r}", fix=did_you_mean(min(unknown), known)
         )
+    asked = dict(backend=backend, device=device, precision=precision, kv=kv, threads=threads,
+                 context=context, cache_bytes=cache_bytes, isa=isa)  # fmt: skip
     _check(backend, device, isa, threads)
     _check_types(precision, kv)
     path = find(name)
@@ -87,7 +90,21 @@ def load(
         facts += ", rounded to nearest"
     size = sum(weight.nbytes for weight in values.values())
     facts = f"{facts}, {run.facts}"
-    return Model(source, codec, run, blocks=blocks, weight_bytes=size, facts=facts)
+    return Model(
+        source,
+        codec,
+        run,
+        blocks=blocks,
+        weight_bytes=size,
+        facts=facts,
+        load=partial(_again, name, asked),
+    )
+
+
+def _again(
+    name: str | Path, asked: dict[str, Any], other: str | Path = "", **changed: Any
+) -> Model:
+    return load(other or name, **{**asked, **changed})
 
 
 def find(name: str | Path) -> Path:

@@ -62,6 +62,11 @@ class BlockPool:
         """Blocks that `take` can still give."""
         return len(self._free) + len(self._kept) + self.limit - self.total
 
+    @property
+    def spare(self) -> int:
+        """Blocks that `take` can give without evicting."""
+        return len(self._free) + self.limit - self.total
+
     def take(self) -> Block | None:
         """A block for new positions: a free, a new, or the least recently used kept one.
 

@@ -6,22 +6,22 @@ leave, be cut into chunks or be preempted at any step.
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate, count, pairwise, zip_longest
+from itertools import accumulate, count, pairwise
 from math import inf
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from weakref import finalize
 
 import numpy as np
 
+from seriatim.engine.batch import pack
 from seriatim.engine.cache import BlockPool
+from seriatim.engine.decoding import Bounds, Computed, commit
 from seriatim.engine.options import parse, silent, token_ids, whole
 from seriatim.engine.request import Guide, Request, Rows, Watch
 from seriatim.engine.runner import Runner
-from seriatim.engine.sampler import draw
-from seriatim.engine.sampling import Draw
 from seriatim.engine.scheduler import Scheduler, Work
 from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError
-from seriatim.kernels.ops import BLOCK, Batch, Runtime
+from seriatim.kernels.ops import BLOCK, Runtime
 
 LOGITS = 1 << 22  # of prompts that are scored, in one step: 16 MB
 
@@ -41,13 +41,6 @@ class Servable(Protocol):
     def pool(self) -> BlockPool:
         """The blocks of the runtime's cache, shared by every engine of the model."""
         ...
-
-
-class Computed(NamedTuple):
-    """What one item of a step gave: logits [R, V], and the likeliest id of each row [R]."""
-
-    logits: np.ndarray
-    best: np.ndarray
 
 
 class Engine:
@@ -95,7 +88,7 @@ class Engine:
                 rows=max(1, LOGITS // model.vocab_size),
             )
         finalize(self, self.scheduler.clear)
-        self._ends = frozenset(model.ends)
+        self._bounds = Bounds(frozenset(model.ends), model.context)
         self._computing = False
         self._late: list[Request] = []
         self._new: deque[Request] = deque()  # `add` waits for no step
@@ -253,7 +246,7 @@ class Engine:
 
     def _run(self, work: list[Work]) -> list[Computed]:
         """Logits of each item's rows; a request whose rows are not finite gets its error."""
-        batch, counts = _pack(work)
+        batch, counts = pack(work)
         cuts = [*accumulate(counts, initial=0)]
         logits = self.model.runtime.step(batch)
         finite, best = self.model.runtime.finite(), self.model.runtime.best()
@@ -291,102 +284,12 @@ class Engine:
         if request.options.max_tokens == 0:
             request.end("max_tokens", "length")
         else:
-            self._verify(request, item.drafts, computed)
+            commit(request, item.drafts, computed, self._bounds)
 
     def _show(self, request: Request, start: int, logits: np.ndarray) -> None:
         first = max(start, request.rows_from)
         if request.rows is not None and first < request.computed:
             request.rows(first, logits[: min(request.computed, request.prompt) - first])
-
-    def _verify(self, request: Request, drafts: Sequence[int], computed: Computed) -> None:
-        """Sample after each draft as if it were the only way there; stop at the first that differs.
-
-        A draft is never judged, only compared: the ids are those of no drafts at all.
-        """
-        first = len(computed.logits) - len(drafts) - 1
-        request.usage.drafted += len(drafts)
-        for row, draft in zip_longest(range(first, len(computed.logits)), drafts):
-            drawn = self._draw(request, computed.logits[row], int(computed.best[row]))
-            if request.done:  # its own processor has aborted it
-                return
-            self._accept(request, drawn)
-            if drawn.id != draft:
-                return
-            request.usage.accepted += 1
-            if request.done:
-                return
-            request.computed += 1
-
-    def _draw(self, request: Request, logits: np.ndarray, best: int) -> Draw:
-        options, done = request.options, request.generated
-        early = done < options.min_tokens and not options.ignore_end
-        answer = request.answer if request.guides else []
-        return draw(
-            logits,
-            options.sampling,
-            ids=request.ids,
-            prompt=request.prompt,
-            seed=options.seed,
-            sample=request.sample,
-            forbidden=tuple(self._ends) if early else (),
-            masks=[guide.mask(answer) for guide in request.guides],
-            forced=options.forced_ids[done] if done < len(options.forced_ids) else None,
-            top=options.logprobs,
-            best=best,
-        )
-
-    def _accept(self, request: Request, drawn: Draw) -> None:
-        """Take one id; a stop wins over a full length (contracts.md, 15)."""
-        request.usage.generated += 1
-        if drawn.id in self._ends and not request.options.ignore_end:
-            request.ending = drawn
-            request.end(drawn.id)
-            return
-        request.ids.append(drawn.id)
-        request.draws.append(drawn)
-        if request.watch is not None:
-            piece, met = request.watch.feed(drawn.id)
-            request.pieces.append(piece)
-            if met is not None:
-                request.end(met)
-                return
-        if any(guide.complete(request.answer) for guide in request.guides):
-            request.end("complete")
-        elif request.generated == request.options.max_tokens:
-            request.end("max_tokens", "length")
-        elif len(request.ids) == self.model.context:
-            request.end("context", "length")
-
-
-def _pack(work: list[Work]) -> tuple[Batch, list[int]]:
-    """The batch of a step, and how many rows of logits each item has.
-
-    Gathered in lists: most steps have a few tokens, for which an array operation takes longer.
-    """
-    ids, position, sequence, rows, counts = [], [], [], [], []
-    for number, item in enumerate(work):
-        request, first, last = item.request, item.request.computed, item.end
-        wanted = _rows(item, len(ids))
-        ids += request.ids[first:last]
-        ids += item.drafts
-        position += range(first, last + len(item.drafts))
-        sequence += [number] * (item.count + len(item.drafts))
-        rows += wanted
-        counts.append(len(wanted))
-    blocks = [[block.index for block in item.request.blocks] for item in work]
-    longest = max(map(len, blocks))
-    table = [line + [-1] * (longest - len(line)) for line in blocks]
-    lists = (ids, position, sequence, table, rows)
-    return Batch(*(np.array(values, np.int32) for values in lists)), counts
-
-
-def _rows(item: Work, start: int) -> range:
-    """Those of a prompt that is scored; else the last and the drafts' where the next id is due."""
-    end = start + item.count
-    if item.request.reads_prompt:
-        return range(min(end, start + max(0, item.request.rows_from - item.request.computed)), end)
-    due = item.end == len(item.request.ids)
-    return range(end - 1, end + len(item.drafts)) if due else range(0)
 
 
 def _not_finite(first: str) -> NumericError:

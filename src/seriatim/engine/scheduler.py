@@ -6,8 +6,8 @@ are therefore the same thing here.
 """
 
 from bisect import insort
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from seriatim.engine.cache import Block, BlockPool
 from seriatim.engine.request import Request
@@ -63,6 +63,7 @@ class Scheduler:
         self.rows = rows
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self.left = Left(budget, chunk, rows)  # of the latest step
         self._preempted = False
         pool.holders.add(self)
 
@@ -83,7 +84,8 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step's work: those that run, most urgent first, then those that wait."""
         work: list[Work] = []
-        left, self._preempted = Left(self.budget, self.chunk, self.rows), False
+        self.left = left = Left(self.budget, self.chunk, self.rows)
+        self._preempted = False
         for request in list(self.running):
             count = left.for_(request)
             if count and request in self.running and self._reserve(request, count):
@@ -91,6 +93,19 @@ class Scheduler:
         if not self._preempted:  # else the victim would come straight back
             work += self._admit(left)
         return work
+
+    def extend(self, item: Work, drafts: Sequence[int]) -> Work:
+        """The item and as many of its drafts as the budget and free blocks allow.
+
+        Nobody is preempted for a guess, and no kept block is evicted.
+        """
+        request = item.request
+        held = BLOCK * (len(request.blocks) + self.pool.spare) - item.end
+        drafts = tuple(drafts[: max(0, min(self.left.tokens, held))])
+        self.left.tokens -= len(drafts)
+        return (
+            replace(item, drafts=drafts) if self._take(request, item.count + len(drafts)) else item
+        )
 
     def clear(self) -> None:
         """Forget every request: their engine is gone."""

@@ -1,0 +1,75 @@
+"""Steps an engine in a thread of its own while it has work. What it computes is `Engine.step`'s."""
+
+from threading import Condition, Thread
+from typing import Protocol
+from weakref import ref
+
+from seriatim.engine.request import Request
+from seriatim.errors import SeriatimError
+
+PATIENCE = 1.0  # seconds after which a thread without work looks whether its engine still exists
+
+
+class Steps(Protocol):
+    """What the thread needs of an engine."""
+
+    @property
+    def busy(self) -> bool: ...
+    def step(self) -> list[Request]: ...
+    def fail(self, error: SeriatimError) -> list[Request]: ...
+
+
+class Runner:
+    """A thread that ends with `stop`, with its engine, or with an error that no request caused.
+
+    It holds its engine only while it steps, so that an engine that is dropped goes.
+    """
+
+    def __init__(self, engine: Steps) -> None:
+        self._engine, self._more = ref(engine), Condition()
+        self._stopping = False
+        self.error: SeriatimError | None = None
+        self._thread = Thread(target=self._run, name="seriatim-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._stopping
+
+    def wake(self) -> None:
+        """There is work."""
+        with self._more:
+            self._more.notify()
+
+    def stop(self) -> None:
+        """Return when no step runs any more; requests stay where they are."""
+        with self._more:
+            self._stopping = True
+            self._more.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._wait():
+            engine = self._engine()
+            if engine is None:
+                return
+            try:
+                moved = engine.step()
+            except Exception as error:
+                self.error = SeriatimError(f"the engine stopped: {type(error).__name__}: {error}")
+                self.error.__cause__ = error
+                moved, self._stopping = engine.fail(self.error), True
+            del engine
+            for request in moved:
+                request.wake()
+
+    def _wait(self) -> bool:
+        """Until there is work; whether to go on."""
+        with self._more:
+            while not self._stopping:
+                engine = self._engine()
+                if engine is None or engine.busy:
+                    return engine is not None
+                del engine
+                self._more.wait(PATIENCE)
+            return False

@@ -1,0 +1,185 @@
+"""From a prompt and options to requests of an engine, and to their results. Used by `api.py`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from seriatim.codecs import Codec, Watch
+from seriatim.engine.engine import Engine
+from seriatim.engine.options import NAMES, token_ids
+from seriatim.engine.request import Request
+from seriatim.errors import RequestError, SeriatimError, did_you_mean, shown
+from seriatim.results import Result, Stream, with_samples
+from seriatim.scoring import Logprobs
+
+MOST_STOPS, LONGEST_STOP = 16, 256
+
+Prompt = Any  # the codec's object, a pathlib.Path to a file of it, a list of ids, or None
+
+
+class Asked(Protocol):
+    """What is asked of a model here."""
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def codec(self) -> Codec | None: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def start(self) -> tuple[int, ...]: ...
+
+
+# ---- prompts -----------------------------------------------------------------------------------
+
+
+def prompt_ids(model: Asked, prompt: Prompt) -> list[int]:
+    """What is conditioned on: the prompt's ids and what the model puts in front."""
+    if is_empty(prompt):
+        return start_alone(model)
+    ids = content(model, prompt)
+    start = () if model.codec is None or is_ids(prompt) else model.codec.start
+    return [*start, *ids] or start_alone(model)
+
+
+def content(model: Asked, raw: Prompt) -> list[int]:
+    """The ids of an object, a file or a list of ids; nothing added."""
+    if isinstance(raw, Path):
+        raw = codec_of(model, "a file").read(raw)
+    if is_ids(raw) or isinstance(raw, list | tuple):  # what is no id in it is named
+        return list(token_ids("prompt", raw, model.vocab_size))
+    return codec_of(model, f"a {type(raw).__name__}").encode(raw)
+
+
+def start_alone(model: Asked) -> list[int]:
+    """What an empty prompt becomes."""
+    if not model.start:
+        raise RequestError(
+            "the prompt is empty and the model has no start id",
+            expected="a prompt of at least one id",
+        )
+    return list(model.start)
+
+
+def codec_of(model: Asked, what: str) -> Codec:
+    """The model's codec, which `what` needs."""
+    if model.codec is None:
+        raise RequestError(
+            f"{what} needs a codec, and the model has none",
+            expected="a tokenizer or codec.json beside its weights",
+            fix="give and take lists of ids",
+        )
+    return model.codec
+
+
+def is_empty(prompt: Prompt) -> bool:
+    return prompt is None or (isinstance(prompt, str | bytes) and not prompt)
+
+
+def is_ids(prompt: Prompt) -> bool:
+    """A list, tuple or array of whole numbers (anything else is the codec's or an error)."""
+    if isinstance(prompt, np.ndarray):
+        return True
+    return isinstance(prompt, list | tuple) and not any(
+        isinstance(p, str | bytes | list | tuple | np.ndarray | Path) for p in prompt
+    )
+
+
+def several(prompt: Prompt) -> bool:
+    """Whether it is a list of prompts; a list of ids is one prompt."""
+    return isinstance(prompt, list | tuple) and bool(prompt) and not is_ids(prompt)
+
+
+def numbered(model: Asked, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The ids of each prompt; an error says which one it is about."""
+    return [_numbered(model, place, prompts) for place in range(len(prompts))]
+
+
+def _numbered(model: Asked, place: int, prompts: Sequence[Prompt]) -> list[int]:
+    try:
+        return prompt_ids(model, prompts[place])
+    except SeriatimError as error:
+        if len(prompts) == 1:
+            raise
+        seen = f"prompt {place} of {len(prompts)} (from 0): {error.seen}"
+        raise type(error)(seen, expected=error.expected, fix=error.fix) from error
+
+
+# ---- requests ----------------------------------------------------------------------------------
+
+
+def run(
+    model: Asked, prompts: Sequence[list[int]], n: int, stop: Any, options: Mapping[str, Any]
+) -> list[Result]:
+    """Every prompt is checked before any work; then all run together."""
+    streams: list[list[Stream]] = []
+    try:
+        for ids in prompts:
+            streams.append([open_stream(model, ids, stop, options)])
+            same = {**options, "seed": streams[-1][0].request.options.seed}
+            streams[-1] += (open_stream(model, ids, stop, same, sample=i) for i in range(1, n))
+        finish(model.engine, [s.request for some in streams for s in some])
+    finally:
+        for stream in (s for some in streams for s in some):
+            model.engine.abort(stream.request)  # those that are done stay as they are
+    return [with_samples([s.result() for s in some]) for some in streams]
+
+
+def open_stream(
+    model: Asked, ids: list[int], stop: Any, options: Mapping[str, Any], sample: int = 0
+) -> Stream:
+    """One request, queued."""
+    named = _named(options)
+    watch, stops = None, _stops(stop, model.codec)
+    if model.codec is not None:
+        minimum = named.get("min_tokens", 0)
+        watch = Watch(model.codec.stream(after=ids), stops, minimum=minimum)
+    scores = Logprobs(ids) if named.pop("prompt_logprobs", False) is True else None
+    request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, **named)
+    return Stream(model.engine, request, model.codec, watch, scores)
+
+
+def finish(engine: Engine, requests: Sequence[Request]) -> None:
+    """Step until all are done.
+
+    Raises:
+        SeriatimError: the first of their errors.
+    """
+    try:
+        while any(not r.done for r in requests):
+            engine.step()
+    finally:
+        for request in requests:
+            engine.abort(request)  # those that are done stay as they are
+    for request in requests:
+        if request.error is not None:
+            raise request.error
+
+
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+    known = NAMES | {"n", "stop", "prompt_logprobs"}
+    for name in options:
+        if name not in known:
+            raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, known))
+    asked = options.get("prompt_logprobs", False)
+    if not isinstance(asked, bool):
+        raise RequestError(f"prompt_logprobs is {shown(asked)}", expected="True or False")
+    return dict(options)
+
+
+def _stops(stop: Any, codec: Codec | None) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
+        raise RequestError(f"stop is {shown(stop)}", expected="strings that are not empty")
+    if len(stops) > MOST_STOPS or any(len(s) > LONGEST_STOP for s in stops):
+        raise RequestError(
+            f"stop has {len(stops)} strings, the longest of {max(map(len, stops))} characters",
+            expected=f"at most {MOST_STOPS} of at most {LONGEST_STOP}",
+        )
+    if stops and codec is None:
+        raise RequestError(
+            "stop strings need a codec, and the model has none", fix="leave stop out"
+        )
+    return list(stops)

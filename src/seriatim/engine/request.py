@@ -71,9 +71,7 @@ class Request:
     rows: Rows | None = None  # is given the logits of the prompt's positions
     rows_from: int = 0
     guides: tuple[Guide, ...] = ()
-    wake: Callable[[], object] = lambda: (
-        None
-    )  # after each step of a background thread that moved it
+    wake: Callable[[], object] = int  # called after each step of a thread that moved it
     computed: int = 0
     blocks: list[Block] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
@@ -129,6 +127,5 @@ class Request:
     def lap(self, phase: str) -> None:
         """Add the time since the last lap to a phase."""
         now = perf_counter()
-        name = f"{phase}_ms"
-        setattr(self.usage, name, getattr(self.usage, name) + 1000 * (now - self.since))
+        vars(self.usage)[f"{phase}_ms"] += 1000 * (now - self.since)
         self.since = now

@@ -128,7 +128,7 @@ class Engine:
         parsed = parse(options, self.model.vocab_size)
         parsed = parsed if generate else silent(parsed)
         sample = whole("sample", sample, 0, 2**32 - 1)
-        self._refuse(prompt, room=int(generate))
+        self.refuse(prompt, room=int(generate))
         self._check_open()
         request = Request(
             next(self._numbers), list(prompt), parsed, sample, watch, rows,
@@ -236,7 +236,8 @@ class Engine:
         self.scheduler.remove(request)
         return [request]
 
-    def _refuse(self, prompt: tuple[int, ...], *, room: int) -> None:
+    def refuse(self, prompt: Sequence[int], *, room: int) -> None:
+        """Raise a RequestError unless a prompt and `room` more ids fit the context."""
         if not prompt:
             raise RequestError("the prompt is empty", expected="at least one id")
         most = self.model.context - room

@@ -271,7 +271,7 @@ def _answer(read: Callable[[Result], Any], sample: int, result: Result) -> str |
 
 
 def _as_text(answer: Any) -> str | None:
-    if not isinstance(answer, str | Real | None):
+    if not isinstance(answer, str | Real | None) or answer != answer:
         raise TypeError(f"it gives {shown(answer)}, which is no text, number or None")
     return None if answer is None else canonical(str(answer)) or None
 

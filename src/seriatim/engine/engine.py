@@ -5,9 +5,11 @@ leave, be cut into chunks or be preempted at any step.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate, count, pairwise
 from math import inf
+from time import perf_counter
 from typing import Any, Protocol
 from weakref import finalize
 
@@ -17,9 +19,10 @@ from seriatim.engine.batch import pack
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.decoding import Bounds, Computed, commit
 from seriatim.engine.options import parse, silent, token_ids, whole
-from seriatim.engine.request import Guide, Request, Rows, Watch
-from seriatim.engine.runner import Runner
+from seriatim.engine.request import Guide, Request, Rows, Speculator, Watch
+from seriatim.engine.runner import Runner, follow
 from seriatim.engine.scheduler import Scheduler, Work
+from seriatim.engine.speculate import Proposals
 from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError
 from seriatim.kernels.ops import BLOCK, Runtime
 
@@ -89,6 +92,9 @@ class Engine:
             )
         finalize(self, self.scheduler.clear)
         self._bounds = Bounds(frozenset(model.ends), model.context)
+        self._proposals = Proposals(
+            self.scheduler, context=model.context, vocab_size=model.vocab_size
+        )
         self._computing = False
         self._late: deque[Request] = deque()  # `abort` waits for no step of a thread of its own
         self._new: deque[Request] = deque()  # `add` waits for no step
@@ -104,6 +110,7 @@ class Engine:
         rows: Rows | None = None,
         rows_from: int = 0,
         guides: Sequence[Guide] = (),
+        speculator: Speculator | None = None,
         generate: bool = True,
         **options: Any,
     ) -> Request:
@@ -116,6 +123,7 @@ class Engine:
             rows: called with (position, logits [R, V]) until it has seen every prompt position
                 from `rows_from` on; those before may come from the cache.
             guides: say at each place which ids may come.
+            speculator: guesses what follows, for several ids in one step; it changes no id.
             generate: False ends the request where the first id would be sampled.
             options: as for `Model.generate`.
 
@@ -132,7 +140,7 @@ class Engine:
         self._check_open()
         request = Request(
             next(self._numbers), list(prompt), parsed, sample, watch, rows,
-            whole("rows_from", rows_from, 0, len(prompt) - 1), tuple(guides),
+            whole("rows_from", rows_from, 0, len(prompt) - 1), tuple(guides), speculator,
         )  # fmt: skip
         self._new.append(request)
         if self._runner is not None:
@@ -177,6 +185,16 @@ class Engine:
             self._runner.wait(ready)
         else:
             self.step()
+
+    def follow(self, request: Request) -> AsyncGenerator[list[int], None]:
+        """The ids that each step adds to a request, without blocking the event loop.
+
+        It starts the engine's thread. Leaving it early (`aclose`) ends the request.
+
+        Raises:
+            SeriatimError: what ended the request.
+        """
+        return follow(self, request)
 
     def abort(self, request: Request) -> None:
         """End a request and free its cache; one that is done stays as it is.
@@ -253,8 +271,8 @@ class Engine:
         self._computing = True
         try:
             self._take_in()
-            work = self.scheduler.schedule()
-            return work, self._run(work) if work else []
+            work = self._proposals.extend(self.scheduler.schedule())
+            return self._run(work) if work else ([], [])
         finally:
             self._computing = False
             self._end_late()
@@ -269,18 +287,25 @@ class Engine:
                     self.scheduler.remove(request)
                     request.wake()
 
-    def _run(self, work: list[Work]) -> list[Computed]:
-        """Logits of each item's rows; a request whose rows are not finite gets its error."""
+    def _run(self, work: list[Work]) -> tuple[list[Work], list[Computed]]:
+        """Logits of each item's rows; a request whose rows are not finite gets its error.
+
+        Should a guess be to blame, the step is run without any: that id might never have come.
+        """
         batch, counts = pack(work)
         cuts = [*accumulate(counts, initial=0)]
+        began = perf_counter()
         logits = self.model.runtime.step(batch)
+        self._proposals.ran(len(batch.ids), perf_counter() - began)
         finite, best = self.model.runtime.finite(), self.model.runtime.best()
         if 0 in finite.tobytes():  # ten times as fast as `all`
+            if any(item.drafts for item in work):
+                return self._run([replace(item, drafts=()) for item in work])
             logits = logits.copy()  # a trace computes in the same memory, and stops half-way
             first = self.model.runtime.trace(batch)
             for item, (a, b) in zip(work, pairwise(cuts), strict=True):
                 item.request.error = None if finite[a:b].all() else _not_finite(first)
-        return [Computed(logits[a:b], best[a:b]) for a, b in pairwise(cuts)]
+        return work, [Computed(logits[a:b], best[a:b]) for a, b in pairwise(cuts)]
 
     def _advance(self, item: Work, computed: Computed) -> None:
         """The keys and values are written: count them, sample, let others find full blocks."""

@@ -5,8 +5,10 @@ import math
 import re
 from collections import Counter
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from itertools import product
+from pathlib import Path
 
 import checkpoints
 import numpy as np
@@ -17,6 +19,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seriatim import cli
 from seriatim.answers import canonical, final_answer
 from seriatim.engine.beams import ranked
 from seriatim.engine.engine import Engine
@@ -612,3 +615,94 @@ def test_overlap_is_chrf():
     precision, recall = (3 / 4 + 2 / 3 + 1 / 2) / 3, 1
     expected = 2 * precision * recall / (precision + recall)
     assert overlap(profile("cats"), profile("cat")) == pytest.approx(expected)
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(capsys):
+    """What `seriatim generate` says of a prompt: exit code, objects or the error."""
+
+    def run(*words: object):
+        base = ["generate", "ab", "-m", small.folder("bytes"), "--threads", 1, "--json"]
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(word) for word in (*base, *words)])
+        out, err = capsys.readouterr()
+        return done.value.code, [json.loads(line) for line in out.splitlines()], err
+
+    return run
+
+
+def test_the_command_searches_and_selects(command):
+    model = small.shared("bytes")
+    code, rows, _ = command("--beams", 3, "-n", 2, "--max-tokens", 4, "--frequency-penalty", 0.1)
+    best = model.beam("ab", beams=3, max_tokens=4, frequency_penalty=0.1).candidates[:2]
+    assert (code, [(r["ids"], r["score"]) for r in rows]) == (0, [(c.ids, c.score) for c in best])
+    code, rows, _ = command("--best-of", 5, "-n", 2, "--max-tokens", 4, "--seed", 1)
+    best = model.best_of("ab", n=5, max_tokens=4, seed=1).candidates[:2]
+    assert code == 0
+    assert [(r["ids"], r["score"], r["sample"]) for r in rows] == [
+        (c.ids, c.score, c.sample) for c in best
+    ]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--beams", 0], "beams is 0"),
+        (["--beams", 2, "-n", 3], "n is 3"),
+        (["--beams", 2, "--temperature", 0.5], "cannot honour temperature"),
+        (["--beams", 2, "--best-of", 2], "--beams and --best-of are given"),
+        (["--best-of", 2, "-n", 3], "--n is 3"),
+        (["--best-of", 2, "-n", 0], "--n is 0"),
+        (["--best-of", 0], "n is 0"),
+        (["--best-of", 1000], "n is 1000"),
+    ],
+    ids=str,
+)
+def test_the_command_refuses_what_cannot_be(command, words, message):
+    code, rows, err = command(*words, "--max-tokens", 2)
+    assert (code, rows) == (2, [])
+    assert message in err
+
+
+# ---- what is published ---------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_documents_examples_run():
+    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.S)), {"print": lambda *_: None})
+
+
+@pytest.fixture
+def reasoning(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return import_module("reasoning")
+
+
+def test_the_benchmark_finds_the_references_right(reasoning, data):
+    found = reasoning.problems(data / "reasoning" / "gsm8k" / "train.jsonl")
+    right = [final_answer(p.solved() + "\n") == p.answer for p in found]
+    assert (len(right), reasoning.figure(list(map(float, right)))) == (7473, (1.0, 0.0))
+
+
+def test_the_benchmark_counts_what_is_right_both_ways(reasoning, monkeypatch):
+    """A model made to say 12: two of four problems are right, greedy and voted."""
+    model = small.shared("bytes")
+    monkeypatch.setattr(
+        model.engine, "add", partial(model.engine.add, forced_ids=[*b"so #### 12."])
+    )
+    asked = [reasoning.Problem("How many?", f"#### {n}") for n in (12, 5, 12, 7)]
+    seen = reasoning.measure(model, asked[:1], asked, n=3, seed=1, max_tokens=11)
+    half = pytest.approx((0.5, math.sqrt(1 / 3) / 2))
+    assert seen["greedy"] == seen["vote"] == half
+    assert (seen["vote - greedy"], seen["samples without an answer"]) == ((0, 0), 0)
+
+
+def test_the_benchmark_refuses_a_file_without_answers(reasoning, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"question": "?", "answer": "none"}\n')
+    with pytest.raises(SystemExit, match=r"no answer in lines \[1\]"):
+        reasoning.problems(tmp_path / "p.jsonl")

@@ -18,18 +18,11 @@ from seriatim.engine.options import token_ids, whole
 from seriatim.errors import RequestError
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models.checkpoint import Checkpoint
-from seriatim.requesting import (
-    MOST_SAMPLES,
-    Prompt,
-    codec_of,
-    content,
-    finish,
-    open_stream,
-    prompt_ids,
-    several,
-)
+from seriatim.requesting import Prompt, codec_of, content, finish, open_stream, prompt_ids, several
 from seriatim.results import Score, Stream
 from seriatim.scoring import Logprobs, Window, standard_error, windows
+
+MOST_SAMPLES = requesting.MOST_SAMPLES
 
 
 class Model:

@@ -5,7 +5,7 @@ leave, be cut into chunks or be preempted at any step.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, count, pairwise
 from math import inf
@@ -96,7 +96,7 @@ class Engine:
             self.scheduler, context=model.context, vocab_size=model.vocab_size
         )
         self._computing = False
-        self._late: list[Request] = []
+        self._late: deque[Request] = deque()  # `abort` waits for no step of a thread of its own
         self._new: deque[Request] = deque()  # `add` waits for no step
         self._numbers = count(1)
         self._runner: Runner | None = None
@@ -150,7 +150,8 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would have something to do."""
-        return bool(self._new or self.scheduler.running or self.scheduler.waiting)
+        scheduler = self.scheduler
+        return bool(self._new or self._late or scheduler.running or scheduler.waiting)
 
     def step(self) -> list[Request]:
         """Compute once; the requests that moved on. An empty list: nothing is queued."""
@@ -171,20 +172,34 @@ class Engine:
         """End that thread after the step it is at; requests stay where they are."""
         if self._runner is not None:
             self._runner.stop()
+            self._end_late()
 
     @property
     def runs(self) -> bool:
         """Whether a thread of its own steps it."""
         return self._runner is not None and self._runner.alive
 
+    def advance(self, ready: Callable[[], bool]) -> None:
+        """Step, or wait for the thread that steps until `ready` or a second is over."""
+        if self._runner is not None and self.runs:
+            self._runner.wait(ready)
+        else:
+            self.step()
+
     def abort(self, request: Request) -> None:
-        """End a request now and free its cache; one that is done stays as it is."""
+        """End a request and free its cache; one that is done stays as it is.
+
+        It ends now, or after the step under way if the engine has a thread of its own: nobody
+        waits for that.
+        """
+        if self._runner is not None and self.runs:
+            self._late.append(request)
+            self._runner.wake()
+            return
         with self.pool.lock:
-            if self._computing:  # a signal or a collected stream: what is computed must stay
-                self._late.append(request)
-            elif not request.done:
-                request.end("abort", "abort")
-                self.scheduler.remove(request)
+            self._late.append(request)
+            if not self._computing:  # a signal or a collected stream: what is computed must stay
+                self._end_late()
 
     def check(self) -> None:
         """Verify the cache's books: free + used = total, and every use is a request's."""
@@ -249,8 +264,17 @@ class Engine:
             return self._run(work) if work else ([], [])
         finally:
             self._computing = False
+            self._end_late()
+
+    def _end_late(self) -> None:
+        """Those whose abort came while a step computed."""
+        with self.pool.lock:
             while self._late:
-                self.abort(self._late.pop())
+                request = self._late.popleft()
+                if not request.done:
+                    request.end("abort", "abort")
+                    self.scheduler.remove(request)
+                    request.wake()
 
     def _run(self, work: list[Work]) -> tuple[list[Work], list[Computed]]:
         """Logits of each item's rows; a request whose rows are not finite gets its error.

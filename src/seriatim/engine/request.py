@@ -72,6 +72,10 @@ class Usage:
     decode_ms: float = 0.0
 
 
+def _nobody() -> None:
+    """Waits for it."""
+
+
 @dataclass(eq=False)
 class Request:
     """One sequence. `ids` grows; each step some of them are computed until `computed` catches up.
@@ -98,9 +102,7 @@ class Request:
     rows_from: int = 0
     guides: tuple[Guide, ...] = ()
     speculator: Speculator | None = None
-    wake: Callable[[], object] = lambda: (
-        None
-    )  # after each step of a background thread that moved it
+    wake: Callable[[], object] = _nobody  # told after each step of a thread that moved it
     computed: int = 0
     blocks: list[Block] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
@@ -165,6 +167,5 @@ class Request:
     def lap(self, phase: str) -> None:
         """Add the time since the last lap to a phase."""
         now = perf_counter()
-        name = f"{phase}_ms"
-        setattr(self.usage, name, getattr(self.usage, name) + 1000 * (now - self.since))
+        vars(self.usage)[f"{phase}_ms"] += 1000 * (now - self.since)
         self.since = now

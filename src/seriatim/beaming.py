@@ -1,9 +1,9 @@
 """Beam search: the likeliest continuations, found step by step. Nothing is drawn.
 
-Each step asks the engine for the logits after every live beam, in one batch; a beam finds its
-parent's blocks in the prefix cache. What ends a beam is what ends any request (`decoding.accept`).
-One group of beams is `transformers`' beam search; several are diverse beam search (Vijayakumar et
-al., arXiv:1610.02424).
+Each step asks the engine for the logits after every live beam, in one batch; a beam starts from
+what the prefix cache holds of its parent. What ends a beam is what ends any request
+(`decoding.accept`). One group of beams is `transformers`' beam search; several are diverse beam
+search (Vijayakumar et al., arXiv:1610.02424).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +20,11 @@ from seriatim.candidates import Candidate, Choice
 from seriatim.codecs import Watch
 from seriatim.engine.beams import Beam, Group, How, Next, ranked
 from seriatim.engine.decoding import Bounds, accept
-from seriatim.engine.options import NAMES, Options, parse, whole
+from seriatim.engine.options import Options, parse, whole
 from seriatim.engine.request import Guide, Request
 from seriatim.engine.sampling import Draw
 from seriatim.errors import RequestError, did_you_mean, shown
-from seriatim.requesting import Asked, Prompt, finish, several
+from seriatim.requesting import Asked, Prompt, finish, several, stop_strings
 from seriatim.results import Result, Stream, with_samples
 
 MOST_BEAMS = 128
@@ -100,7 +100,7 @@ def beam(
     count = whole("n", n, 1, how.beams)
     _refuse_idle(options)
     parsed = parse({**options, "seed": 0, "logprobs": True}, model.vocab_size)
-    stops = requesting._stops(stop, model.codec)
+    stops = stop_strings(stop, model.codec)
     prompts = requesting.numbered(model, prompt if several(prompt) else [prompt])
     for ids in prompts:
         model.engine.refuse(tuple(ids), room=1)
@@ -139,7 +139,7 @@ def _real(name: str, value: Any, low: float, high: float) -> float:
 def _refuse_idle(options: Mapping[str, Any]) -> None:
     """Options that could not act: a search draws nothing, and says all log-probabilities."""
     for name in options:
-        if name in NAMES - ACT:
+        if name in requesting.KNOWN - ACT:
             raise RequestError(
                 f"beam search cannot honour {name}",
                 expected=f"options that act on it: {', '.join(sorted(ACT))}",

@@ -234,6 +234,23 @@ def test_a_full_context_ends_every_beam():
         model.beam(checkpoints.prompt(40))
 
 
+def test_processors_see_log_probabilities_and_move_scores():
+    def processor(ids, scores):
+        assert np.exp(scores, dtype=np.float64).sum() == pytest.approx(1, abs=1e-5)
+        return scores + np.where(np.arange(len(scores)) == 7, 8, 0).astype(np.float32)
+
+    model, ids = small.shared("llama3"), checkpoints.prompt(12)
+    seen = model.beam(ids, beams=4, max_tokens=6, processors=[processor])
+    biased = model.beam(ids, beams=4, max_tokens=6, logit_bias={7: 8.0})
+    plain = model.beam(ids, beams=4, max_tokens=6)
+    assert [c.ids for c in seen.candidates] == [c.ids for c in biased.candidates]
+    assert [c.score for c in seen.candidates] == pytest.approx([c.score for c in biased.candidates])
+    assert exact(biased) != exact(plain)
+    allowed = [*range(0, 101, 3)]
+    some = model.beam(ids, beams=4, max_tokens=6, allowed_ids=allowed, banned_ids=[0, 3])
+    assert {i for c in some.candidates for i in c.ids} <= {*allowed} - {0, 3}
+
+
 class Words:
     """A guide: only these lists of ids, each whole at its end."""
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from seriatim import requesting
 from seriatim.codecs import Codec
+from seriatim.constraining import Constraints
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import token_ids, whole
@@ -51,6 +52,7 @@ class Model:
         self.ends = tuple(sorted({*source.ends, *(codec.ends if codec else ())}))
         own = () if source.start is None else (source.start,)
         self.start = (codec.start if codec else ()) or own  # what an empty prompt becomes
+        self.constraints = Constraints(codec, self.vocab_size, self.ends)
         self.facts = facts
         self.engine = Engine(self)  # every call of this model shares it
 

@@ -55,6 +55,16 @@ def _requesting(
     seed: Annotated[int | None, typer.Option(show_default="drawn; --json says it")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
     ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on past end ids.")] = False,
+    regex: Annotated[str | None, typer.Option(help="What the text must match whole.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="What the text may be; may be repeated.")
+    ] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(help="Of the text: JSON that begins with {, or its file.")
+    ] = None,
+    grammar: Annotated[
+        str | None, typer.Option(help="Of the text: rules such as start: ..., or their file.")
+    ] = None,
 ) -> None:
     """The options of a request, for the commands that generate."""
 
@@ -91,6 +101,13 @@ def request_options(asked: dict[str, Any]) -> dict[str, Any]:
             options[name] = parse_ids(f"--{name.replace('_', '-')}", options[name])
     if "logit_bias" in options:
         options["logit_bias"] = dict(map(parse_bias, options["logit_bias"]))
+    for name, literal in (("json_schema", "{"), ("grammar", ":")):
+        if name in options and literal not in options[name]:
+            options[name] = read_text(Path(options[name]))
+    for name in {"regex", "json_schema", "grammar"} & options.keys():
+        options[name] = typed(f"--{name.replace('_', '-')}", options[name])
+    if "choice" in options:
+        options["choices"] = [typed("--choice", text) for text in options.pop("choice")]
     return options | {"stop": [typed("--stop", text) for text in asked["stop"] or ()]}
 
 

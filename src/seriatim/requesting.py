@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from seriatim import constraining
 from seriatim.codecs import Codec, Watch
+from seriatim.constraining import Constraints
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import NAMES, token_ids
 from seriatim.engine.request import Request
@@ -30,6 +32,8 @@ class Asked(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def start(self) -> tuple[int, ...]: ...
+    @property
+    def constraints(self) -> Constraints: ...
 
 
 # ---- prompts -----------------------------------------------------------------------------------
@@ -137,7 +141,9 @@ def open_stream(
         minimum = named.get("min_tokens", 0)
         watch = Watch(model.codec.stream(after=ids), stops, minimum=minimum)
     scores = Logprobs(ids) if named.pop("prompt_logprobs", False) is True else None
-    request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, **named)
+    guides = model.constraints.guides(ids, named)
+    named = {name: value for name, value in named.items() if name not in constraining.NAMES}
+    request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, guides=guides, **named)
     return Stream(model.engine, request, model.codec, watch, scores)
 
 
@@ -160,7 +166,7 @@ def finish(engine: Engine, requests: Sequence[Request]) -> None:
 
 
 def _named(options: Mapping[str, Any]) -> dict[str, Any]:
-    known = NAMES | {"n", "stop", "prompt_logprobs"}
+    known = NAMES | constraining.NAMES | {"n", "stop", "prompt_logprobs"}
     for name in options:
         if name not in known:
             raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, known))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Signature, signature
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -101,14 +102,19 @@ def request_options(asked: dict[str, Any]) -> dict[str, Any]:
             options[name] = parse_ids(f"--{name.replace('_', '-')}", options[name])
     if "logit_bias" in options:
         options["logit_bias"] = dict(map(parse_bias, options["logit_bias"]))
-    for name, literal in (("json_schema", "{"), ("grammar", ":")):
-        if name in options and literal not in options[name]:
-            options[name] = read_text(Path(options[name]))
-    for name in {"regex", "json_schema", "grammar"} & options.keys():
-        options[name] = typed(f"--{name.replace('_', '-')}", options[name])
+    options |= _constraints(options)
     if "choice" in options:
         options["choices"] = [typed("--choice", text) for text in options.pop("choice")]
     return options | {"stop": [typed("--stop", text) for text in asked["stop"] or ()]}
+
+
+def _constraints(asked: dict[str, Any]) -> dict[str, str]:
+    """What text must be: as typed, or the file of what does not look like it."""
+    from seriatim.codecs._files import read_text
+
+    looks = {"regex": "", "json_schema": "{", "grammar": ":"}
+    texts = {n: typed(f"--{n.replace('_', '-')}", asked[n]) for n in looks if n in asked}
+    return {n: t if looks[n] in t else read_text(Path(t)) for n, t in texts.items()}
 
 
 def parse_ids(name: str, text: str) -> list[int]:

@@ -200,7 +200,7 @@ def _encodable(name: str, text: str) -> str:
 
 
 def _pattern(name: str, given: Any) -> str:
-    """A regex as the only terminal of a grammar."""
+    r"""A regex as the only terminal of a grammar; \d and \w are of ASCII, as in JSON Schema."""
     from llguidance import regex_to_lark
 
     text = _text(name, given)
@@ -209,7 +209,7 @@ def _pattern(name: str, given: Any) -> str:
         raise RequestError(f"{name} ends within an escape")
     if verbose := re.search(r"\(\?[a-zA-Z]*x[a-zA-Z-]*[:)]", plain):
         raise RequestError(f"{name} has the flag x: {verbose[0]}", expected="no comments in it")
-    return f"start: /{regex_to_lark(text, '')}/"
+    return f"start: /{regex_to_lark(text, 'dw')}/"
 
 
 def _letter(letter: str) -> str:

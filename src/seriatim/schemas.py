@@ -181,29 +181,31 @@ def _constant(name: str) -> Any:
 def _plain(content: dict[str, Any]) -> None:
     """Refuses what JSON cannot say, and what is too large or deep to look at."""
     queue: list[tuple[str, Any, int]] = [("", content, 0)]
-    values = characters = 0
+    values, characters = 1, 0
     while queue:
         path, value, depth = queue.pop()
-        values += 1
         if depth > DEEPEST:
             raise wrong(f"{path:.200}", f"values are nested over {DEEPEST} deep", NESTED)
-        if isinstance(value, str):
-            characters += len(value)
-        elif isinstance(value, dict):
+        held = value if isinstance(value, dict | list) else ()
+        values += len(held)
+        if values > MOST_VALUES:
+            seen = (
+                f"json_schema has {values} values or more, the last of them at {path or 'its root'}"
+            )
+            raise RequestError(seen, expected=f"at most {MOST_VALUES}")
+        if isinstance(value, dict):
             if bad := [key for key in value if not isinstance(key, str)]:
                 raise wrong(path, f"a key is {shown(bad[0])}", "strings")
-            characters += sum(map(len, value))
             queue += [(f"{path}/{escaped(k)}", v, depth + 1) for k, v in value.items()]
         elif isinstance(value, list):
             queue += [(f"{path}/{n}", v, depth + 1) for n, v in enumerate(value)]
-        elif not (value is None or isinstance(value, int) or _finite(value)):
+        elif not (value is None or isinstance(value, str | int) or _finite(value)):
             raise wrong(path, f"the value is {shown(value)}", "what JSON can say")
-        if values + len(queue) > MOST_VALUES or characters > LONGEST:
-            what = f"{values + len(queue)} values and {characters} characters, or more"
-            raise RequestError(
-                f"json_schema has {what}, at {path or 'its root'}",
-                expected=f"at most {MOST_VALUES} and {LONGEST}",
-            )
+        texts = [value] if isinstance(value, str) else held if isinstance(value, dict) else ()
+        characters += sum(map(len, texts))
+    if characters > LONGEST:
+        seen = f"json_schema has {characters} characters"
+        raise RequestError(seen, expected=f"at most {LONGEST}")
 
 
 def _finite(value: Any) -> bool:

@@ -80,7 +80,8 @@ class Model:
                 presence_penalty, frequency_penalty, logit_bias, allowed_ids, banned_ids, seed
                 (default: drawn, and returned), ignore_end, logprobs (True, or how many
                 alternatives, at most 20), prompt_logprobs, forced_ids, processors, priority,
-                tenant.
+                tenant; and one of regex, choices, json_schema and grammar, which the text must
+                match whole (docs/constraints.md).
 
         Raises:
             RequestError: anything that cannot be honoured whole, before any work.

@@ -66,29 +66,32 @@ class Constraints:
         return tuple(guides)
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
+    def _spelt(self) -> Spelt:
         codec = self._codec
-        if not isinstance(codec, Spelt):
-            raise RequestError(
-                f"the model has {'no codec' if codec is None else f'the codec {codec.name}'}",
-                expected="a codec of text, which regex, choices, json_schema and grammar need",
-            )
+        if isinstance(codec, Spelt):
+            return codec
+        raise RequestError(
+            f"the model has {'no codec' if codec is None else f'the codec {codec.name}'}",
+            expected="a codec of text, which regex, choices, json_schema and grammar need",
+        )
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
         ends = set(self._ends)  # these stand for no text, whatever they read as
-        pieces = [b"" if id in ends else piece for id, piece in enumerate(codec.pieces())]
-        return Vocabulary(pieces, self._size, codec.lead(()))
+        pieces = [b"" if id in ends else piece for id, piece in enumerate(self._spelt.pieces())]
+        return Vocabulary(pieces, self._size, self._spelt.lead(()))
 
     def _by_text(
         self, prompt: Sequence[int], name: str, given: Any, options: Mapping[str, Any]
     ) -> Guide:
-        vocabulary, minimum = self._vocabulary, options.get("min_tokens", 0)
-        assert isinstance(self._codec, Spelt)
+        minimum = options.get("min_tokens", 0)
         guide = GRAMMARS[name](
             given,
             partial(
                 GrammarGuide,
-                vocabulary,
+                self._vocabulary,
                 ends=() if options.get("ignore_end") is True else self._ends,
-                leading=self._codec.lead(prompt) != b"",
+                leading=self._spelt.lead(prompt) != b"",
                 minimum=minimum if isinstance(minimum, int) else 0,  # what else it is, `add` says
             ),
         )

@@ -720,3 +720,46 @@ def test_a_rule_never_excludes_what_the_codec_encodes():
     said = [*b"abbcbaab"]
     for place, id in enumerate(said):
         assert allows(codec.legal(said[:place]), id)
+
+
+# ---- every codec of text -----------------------------------------------------------------------
+
+CODECS = [byte.ByteCodec(), *text.specimens()]
+FILES = ["gpt2", "mistral/tokenizer.model.v1", "ort/roberta-base"]
+
+
+def follows_its_own_ids(codec: Any) -> None:
+    """What a codec makes of a text is a way to spell it, at the beginning and later."""
+    constraints = Constraints(codec, codec.size + 3, codec.ends)
+    for raw in filter(None, map(codec.canonical, codec.examples())):
+        said = raw if isinstance(raw, str) else raw.decode(errors="replace")
+        start, before = list(codec.start), codec.encode("a")
+        for prompt, ids in ((start, codec.encode(said)), (before, codec.encode("a" + said))):
+            if prompt == before and ids[: len(before)] != before:
+                continue  # another cut at the border
+            ids = ids[len(before) :] if prompt == before else ids
+            (some,) = constraints.guides(prompt, dict(choices=[said], forced_ids=ids))
+            assert some.complete(ids), (said, ids)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: f"{codec.name}{codec.size}")
+def test_a_text_may_be_spelt_as_its_codec_spells_it(codec):
+    follows_its_own_ids(codec)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_text_may_be_spelt_as_a_published_tokenizer_spells_it(name, data, tmp_path):
+    source = data / "tokenizers" / name
+    for file in [source] if source.is_file() else source.iterdir():
+        target = "tokenizer.model" if file.suffix == ".v1" else file.name
+        (tmp_path / target).symlink_to(file)
+    codec = text.load(tmp_path, {})
+    assert codec is not None
+    follows_its_own_ids(codec)
+
+
+def test_the_gguf_tokenizer_too(data):
+    path = data / "tokenizers" / "ggml-vocab" / "ggml-vocab-phi-3.gguf"
+    with gguf.open_(path) as file:
+        codec = _gguf.from_gguf(file.metadata)
+    follows_its_own_ids(codec)

@@ -20,10 +20,13 @@ from test_law_company import Oracle, Served
 
 import seriatim
 from seriatim import registry, schemas
-from seriatim.codecs import byte, text
+from seriatim.codecs import _gguf, byte, text
+from seriatim.constraining import Constraints
+from seriatim.engine import constrain
 from seriatim.engine.constrain import FOOTER, Grammar, GrammarGuide, Vocabulary, allows
 from seriatim.engine.engine import Engine
 from seriatim.errors import RequestError
+from seriatim.files import gguf
 
 MODELS = ["bytes", "text", "tales"]
 PERSON = {
@@ -326,13 +329,35 @@ def test_what_llguidance_would_force_is_left_open():
     assert ids(guide("aab").mask([])) == {1, 6}
 
 
-def test_an_automaton_that_grows_too_large_fails_its_request_alone():
-    hard = "([ab]*a[ab]{14}){2}"
-    some, random = guide(hard), Random(1)
-    said = [random.choice([1, 2]) for _ in range(30_000)]
-    with pytest.raises(RequestError, match=r"regex: .* after \d+ ids; make the constraint simpler"):
-        some.mask(said)
-    assert ids(some.mask([])) == ids(guide(hard).mask([]))
+HARD = "([ab]*a[ab]{12})*"
+LONG = Random(1).choices([1, 2], k=3000)
+
+
+def test_an_automaton_that_grows_too_large_fails_its_request_alone(monkeypatch):
+    monkeypatch.setattr(constrain, "MOST_STATES", 400)
+    vocabulary = Vocabulary(PIECES, len(PIECES))
+    some, lengths = guide(HARD, vocabulary), range(0, 600, 50)
+    outcomes = [told(some, LONG[:length]) for length in lengths]
+    assert outcomes[0] == ([1, 2, 3, 4, 6], False)
+    assert "too many states" in outcomes[-1]
+    assert "after 550 ids; make the constraint simpler" in outcomes[-1]
+    assert outcomes[::-1] == [told(some, LONG[:length]) for length in reversed(lengths)]
+    assert ids(guide(HARD, vocabulary).mask([])) == {1, 2, 3, 4, 6}
+
+
+def test_what_others_have_asked_never_brings_the_limit_nearer(monkeypatch):
+    """Guides of one grammar share an automaton; a full one is left to those that filled it."""
+    monkeypatch.setattr(constrain, "MOST_STATES", 400)
+    limits, forget = [], Vocabulary.forget
+    monkeypatch.setattr(Vocabulary, "forget", lambda *a: limits.append(a) or forget(*a))
+    vocabulary = Vocabulary(PIECES, len(PIECES))
+    shared = [guide(HARD, vocabulary) for _ in range(20)]
+    for place, some in enumerate(shared):
+        path = LONG[60 * place :][:60]
+        alone = guide(HARD)
+        expected = [told(alone, path[:length]) for length in range(60)]
+        assert [told(some, path[:length]) for length in range(60)] == expected
+    assert limits, "no limit was met, and nothing was tested"
 
 
 # ---- company -----------------------------------------------------------------------------------
@@ -392,6 +417,34 @@ def test_samples_have_guides_of_their_own():
     assert all(re.fullmatch("[a-z]{1,9}", s.text) for s in together)
     lists = model("tales").generate(["Once", "The"], **options)
     assert lists[0].ids == together[0].ids
+
+
+@pytest.mark.parametrize("groups", [dict(), dict(groups=2, diversity=0.5)])
+def test_every_beam_keeps_to_the_constraint(groups):
+    regex = "[a-z]{2,5}( [a-z]{1,3})?!"
+    choice = model("tales").beam("Once", beams=4, regex=regex, max_tokens=12, **groups)
+    assert len(choice.candidates) >= 4
+    assert all(re.fullmatch(regex, c.text) for c in choice.candidates)
+
+
+def test_the_likeliest_choice_is_what_a_search_finds():
+    choices = [" a time", " upon", " qqq"]
+    best = model("tales").beam("Once", beams=8, choices=choices, length_penalty=0).text
+    scores = {c: sum(model("tales").score(c, given="Once").logprobs) for c in choices}
+    assert best == max(scores, key=scores.__getitem__) == " upon"
+
+
+@pytest.mark.parametrize("how", ["ngram", "suffix"])
+def test_speculation_changes_nothing(how):
+    for options in (
+        dict(json_schema=PERSON),
+        dict(regex="(abc ?){2,12}"),
+        dict(choices=["a", "b"]),
+    ):
+        asked = dict(seed=3, max_tokens=80) | options
+        plain = model("tales").generate("abc abc abc abc", **asked)
+        guessed = model("tales").generate("abc abc abc abc", speculate=how, **asked)
+        assert (guessed.ids, guessed.stop) == (plain.ids, plain.stop)
 
 
 def test_a_stream_gives_the_same():
@@ -627,14 +680,15 @@ def test_ids_without_a_codec_cannot_be_constrained(tmp_path):
         plain.generate([1, 2], regex="a")
 
 
-def test_nothing_is_kept_of_ten_thousand_schemas():
-    """No state grows with them: what a model keeps is its vocabulary."""
-    constraints = model("bytes").constraints
-    constraints.guides([], dict(regex="a"))
-    before = dict(vars(constraints))
+def test_few_of_ten_thousand_schemas_are_kept():
+    constraints = Constraints(byte.ByteCodec(), 257, (256,))
     for n in range(50):
-        constraints.guides([], dict(json_schema={"const": n}))
-    assert vars(constraints) == before
+        (some,) = constraints.guides([], dict(json_schema={"const": n}))
+        assert some.complete([*str(n).encode()])
+    assert len(constraints._vocabulary._kept) == constrain.KEPT
+    with pytest.raises(RequestError):
+        constraints.guides([], dict(regex="["))
+    assert len(constraints._vocabulary._kept) == constrain.KEPT
 
 
 def test_llguidance_is_imported_when_a_constraint_is_asked_for():
@@ -760,6 +814,5 @@ def test_a_text_may_be_spelt_as_a_published_tokenizer_spells_it(name, data, tmp_
 
 def test_the_gguf_tokenizer_too(data):
     path = data / "tokenizers" / "ggml-vocab" / "ggml-vocab-phi-3.gguf"
-    with gguf.open_(path) as file:
-        codec = _gguf.from_gguf(file.metadata)
+    codec = _gguf.from_gguf(gguf.read(path).metadata)
     follows_its_own_ids(codec)

@@ -32,7 +32,7 @@ BESIDE = {
     "kernels": {"_native"},
     "registry": {"errors"},
     "api": {"constraining", "results", "scoring", "requesting", "beaming", "selecting"},
-    "beaming": {"candidates", "requesting", "results"},
+    "beaming": {"candidates", "constraining", "requesting", "results"},
     "selecting": {"answers", "candidates", "overlap", "requesting", "results"},
     "candidates": {"results"},
     "requesting": {"constraining", "results", "scoring"},

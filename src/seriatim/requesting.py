@@ -17,7 +17,9 @@ from seriatim.results import Result, Stream, with_samples
 from seriatim.scoring import Logprobs
 
 MOST_SAMPLES, MOST_STOPS, LONGEST_STOP = 128, 16, 256
-KNOWN = NAMES | constraining.NAMES | {"n", "stop", "prompt_logprobs"}  # what may be asked of a request
+KNOWN = (
+    NAMES | constraining.NAMES | {"n", "stop", "prompt_logprobs"}
+)  # what may be asked of a request
 
 Prompt = Any  # the codec's object, a pathlib.Path to a file of it, a list of ids, or None
 

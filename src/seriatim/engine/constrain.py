@@ -1,16 +1,20 @@
 """Guides: which ids may follow, by a grammar over the bytes of ids, or by a rule over ids.
 
-Masks come from llguidance. A matcher of it is never copied: copies share the automaton that they
-build, and its limits, so that one request's failure would depend on another's ids. What is wanted
-is checked and kept as text (`constraining.py`); each guide compiles its own, which takes 1 to 5 ms.
+Masks come from llguidance. Its matchers of one grammar share the automaton that they build as they
+go: its cost, and its limit, at which a request would fail for what others have asked. So a matcher
+at a limit is replaced by one of its own, brought to the same place with the least work there can
+be, and only what fails there fails: that depends on the ids alone. The limit is one of the whole
+automaton; one of each step would depend on what is built already.
 
     guide = GrammarGuide(Vocabulary(pieces, 257), Grammar("regex", "start: /[0-9]+/"), ends=(256,))
     guide.mask([])
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +26,9 @@ if TYPE_CHECKING:
 
 BYTES = 256
 
-# Of llguidance, where its own are too wide for strangers' grammars: 1 to 2 kB each.
-MOST_STATES = 20_000
+MOST_STATES = 50_000  # of one automaton: 10 MB, and half a second in all
+ANY_FUEL = 1 << 40  # of one step
+KEPT = 16  # compiled grammars of a model
 
 # Every way to cut a text into ids is allowed; else a text that is forced would be only as
 # a tokenizer in Python cuts it, and be cut in the middle of a step.
@@ -55,8 +60,8 @@ class Words:
 class Vocabulary:
     """What the ids of a model stand for, prepared for grammars once.
 
-    After the model's ids come one for the end of a text and one for every byte, so that a matcher
-    can be told of bytes that no id has.
+    It keeps the grammars that were compiled last. After the model's ids come one for the end of a
+    text and one for every byte, so that a matcher can be told of bytes that no id has.
 
     Args:
         pieces: the bytes of each id; b"" for those that stand for none, which are never allowed.
@@ -69,6 +74,31 @@ class Vocabulary:
         self.pieces = [*pieces, *[b""] * (size - len(pieces))][:size]
         self.end = size
         self.words = -(-size // 32)
+        self._kept: OrderedDict[tuple[Grammar, bool], LLMatcher] = OrderedDict()
+        self._lock = Lock()
+
+    def matcher(self, grammar: Grammar, *, first: bool = False) -> "LLMatcher":
+        """One at the start of a grammar, which shares its automaton with others.
+
+        Raises:
+            RequestError: it is no grammar, or too large.
+        """
+        with self._lock:
+            kept = self._kept.pop((grammar, first), None) or self.alone(grammar, first=first)
+            self._kept[grammar, first] = kept
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return kept.deep_copy()
+
+    def alone(self, grammar: Grammar, *, first: bool = False) -> "LLMatcher":
+        """One that shares nothing."""
+        return compiled(self.first if first else self.whole, grammar)
+
+    def forget(self, grammar: Grammar) -> None:
+        """Keep what has met its limit no longer."""
+        with self._lock:
+            for first in (False, True):
+                self._kept.pop((grammar, first), None)
 
     @cached_property
     def whole(self) -> "LLTokenizer":
@@ -96,7 +126,7 @@ class Vocabulary:
         return LLTokenizer(Words([*pieces, b"", *alone], self.end))  # pyright: ignore
 
 
-def matcher(tokenizer: "LLTokenizer", grammar: Grammar) -> "LLMatcher":
+def compiled(tokenizer: "LLTokenizer", grammar: Grammar) -> "LLMatcher":
     """The automaton of a grammar, at its start.
 
     Raises:
@@ -104,7 +134,9 @@ def matcher(tokenizer: "LLTokenizer", grammar: Grammar) -> "LLMatcher":
     """
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(max_lexer_states=MOST_STATES, verbose_errors=False)
+    limits = LLParserLimits(
+        max_lexer_states=MOST_STATES, step_lexer_fuel=ANY_FUEL, verbose_errors=False
+    )
     text = LLMatcher.grammar_from_lark(grammar.text + FOOTER)
     made = LLMatcher(tokenizer, text, log_level=0, limits=limits)
     if made.is_error():
@@ -157,11 +189,9 @@ class GrammarGuide:
         minimum: int = 0,
     ) -> None:
         self._vocabulary, self._grammar, self._minimum = vocabulary, grammar, minimum
-        self._matcher = matcher(vocabulary.whole, grammar)
-        self._leading = leading and vocabulary.lead != b""
-        self._first = matcher(vocabulary.first, grammar) if self._leading else self._matcher
-        self._ids: list[int] = []
         self._ends = tuple(ends)
+        self._leading = leading and vocabulary.lead != b""
+        self._start(vocabulary.matcher)
 
     def mask(self, ids: Sequence[int], /) -> np.ndarray:
         """uint32 words of the ids that may follow `ids`.
@@ -174,7 +204,7 @@ class GrammarGuide:
         if self._matcher.is_accepting():
             _set(words, self._ends)
         if not words.any():
-            self._renew()
+            self._start(self._vocabulary.matcher)  # one that has met an end stays there
             raise RequestError(
                 f"{self._grammar.option}: no id may follow the {len(ids)} generated",
                 expected="a constraint that the vocabulary can spell, and end ids where it ends",
@@ -189,9 +219,9 @@ class GrammarGuide:
         """Whether `ids` is whole and nothing can follow.
 
         Raises:
-            RequestError: it is, before there are as many ids as there must be.
+            RequestError: it is, before there are as many ids as there must be; or as `mask`.
         """
-        self._go(ids)
+        self._at(ids)
         over = self._matcher.is_stopped() and self._matcher.is_accepting()
         if over and len(ids) < self._minimum:
             raise RequestError(
@@ -201,9 +231,36 @@ class GrammarGuide:
             )
         return over
 
+    def _start(self, made: Callable[..., "LLMatcher"]) -> None:
+        self._matcher = made(self._grammar)
+        self._first = made(self._grammar, first=True) if self._leading else self._matcher
+        self._ids: list[int] = []
+
+    def _at(self, ids: Sequence[int], *, masked: bool = False) -> np.ndarray | None:
+        """Bring the matcher to the end of `ids`; at a limit, another that begins there."""
+        try:
+            self._go(ids)
+            return self._masked(ids) if masked else None
+        except _Limit:
+            self._vocabulary.forget(self._grammar)
+            self._start(self._vocabulary.alone)
+        try:
+            self._go(ids)
+            return self._masked(ids) if masked else None
+        except _Limit as limit:
+            self._start(self._vocabulary.matcher)
+            raise RequestError(
+                f"{self._grammar.option}: {limit} after {len(ids)} ids",
+                fix="make the constraint simpler",
+            ) from None
+
     def _texts(self, ids: Sequence[int]) -> np.ndarray:
         """The ids of more text."""
-        self._go(ids)
+        words = self._at(ids, masked=True)
+        assert words is not None
+        return words
+
+    def _masked(self, ids: Sequence[int]) -> np.ndarray:
         if ids or not self._leading:
             return self._computed(self._matcher)
         words = self._computed(self._first)
@@ -216,22 +273,19 @@ class GrammarGuide:
         size, kept = self._vocabulary.size, self._vocabulary.words
         words = np.empty(-(-(size + 1 + BYTES) // 32), np.uint32)
         matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        self._check(matcher)
+        _check(matcher)
         words = words[:kept]
         if size & 31:
             words[-1] &= np.uint32((1 << (size & 31)) - 1)
         return words
 
     def _go(self, ids: Sequence[int]) -> None:
-        """Bring the matcher to the end of `ids`, from where it is."""
+        """Go on from where the matcher is, or back to where it left `ids`."""
         known = len(self._ids)
         if known > len(ids) or list(ids[:known]) != self._ids:
-            known = next(
-                (n for n, (a, b) in enumerate(zip(self._ids, ids, strict=False)) if a != b),
-                min(known, len(ids)),
-            )
-            self._back(known)
-        for id in ids[known:]:
+            pairs = enumerate(zip(self._ids, ids, strict=False))
+            self._back(next((n for n, (a, b) in pairs if a != b), min(known, len(ids))))
+        for id in ids[len(self._ids) :]:
             self._forward(id)
 
     def _back(self, count: int) -> None:
@@ -246,28 +300,22 @@ class GrammarGuide:
         begins, known = self._leading and not self._ids, 0 <= id < self._vocabulary.size
         tokens = self._vocabulary.spelt(id) if begins and known else [id]
         followed = self._matcher.try_consume_tokens(tokens) if known else 0
-        self._check(self._matcher)
+        _check(self._matcher)
         if followed < len(tokens) or not self._vocabulary.pieces[id]:
             after = len(self._ids)
-            self._renew()
+            self._start(self._vocabulary.matcher)
             raise RequestError(f"{self._grammar.option} does not allow id {id} after {after} ids")
         self._ids.append(id)
 
-    def _check(self, matcher: "LLMatcher") -> None:
-        """Errors of llguidance, but for its word for "nothing follows": the mask says that."""
-        if matcher.is_error() and "NoExtension" not in (text := reason(matcher)):
-            after = len(self._ids)
-            self._renew()
-            raise RequestError(
-                f"{self._grammar.option}: {text} after {after} ids",
-                fix="make the constraint simpler",
-            )
 
-    def _renew(self) -> None:
-        """A matcher that has met an error stays in it: the next prefix needs another."""
-        self._matcher, self._ids = matcher(self._vocabulary.whole, self._grammar), []
-        if not self._leading:
-            self._first = self._matcher
+class _Limit(Exception):
+    """llguidance gives up: its automaton is too large, or there is too much to parse."""
+
+
+def _check(matcher: "LLMatcher") -> None:
+    """Its word for "nothing follows" is no error here: the mask says that."""
+    if matcher.is_error() and "NoExtension" not in (text := reason(matcher)):
+        raise _Limit(text)
 
 
 class RuleGuide:

@@ -64,6 +64,13 @@ def whole(name: str, value: Any, low: float, high: float = float("inf")) -> int:
     return number
 
 
+def logprobs(name: str, value: Any) -> int | None:
+    """False: none. True: the chosen id's. k: also the k likeliest."""
+    if isinstance(value, bool):
+        return 0 if value else None
+    return whole(name, value, 0, MOST_LOGPROBS)
+
+
 def token_ids(name: str, value: Any, vocab_size: int) -> tuple[int, ...]:
     """Ids within the vocabulary, from any sequence of whole numbers."""
     try:
@@ -159,13 +166,6 @@ def _text(name: str, value: Any, _: int) -> str:
     return value
 
 
-def _logprobs(name: str, value: Any, _: int) -> int | None:
-    """False: none. True: the chosen id's. k: also the k likeliest."""
-    if isinstance(value, bool):
-        return 0 if value else None
-    return whole(name, value, 0, MOST_LOGPROBS)
-
-
 def _bias(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, Mapping):
         raise RequestError(f"{name} is {shown(value)}", expected="a mapping from id to number")
@@ -230,7 +230,7 @@ _CHECKS: dict[str, Callable[[str, Any, int], Any]] = {
     "processors": _processors,
     "seed": _optional(_whole(0, 2**64 - 1)),
     "ignore_end": _flag,
-    "logprobs": _logprobs,
+    "logprobs": lambda name, value, _: logprobs(name, value),
     "forced_ids": token_ids,
     "loop_limit": _limit,
     "loop_length": _whole(1, 4096),

@@ -126,20 +126,22 @@ def _after(processor: Processor, ids: Sequence[int], x: np.ndarray) -> np.ndarra
         raise RequestError(
             f"the processor {name!r} raised {type(error).__name__}: {error}"
         ) from error
-    real = given.dtype.kind in "fiu" and given.shape == x.shape
-    if not real or np.isnan(given).any() or (given == np.inf).any():
+    if fault := _fault(given, len(x)):
         raise NumericError(
-            f"the processor {name!r} returned {_described(given)}",
+            f"the processor {name!r} returned {fault}",
             expected=f"{len(x)} numbers, each finite or -inf",
         )
     return given.astype(np.float64)  # its own copy
 
 
-def _described(given: np.ndarray) -> str:
-    if given.dtype.kind in "fiu" and given.ndim == 1:
-        wrong = np.count_nonzero(~(given < np.inf))
-        return f"{len(given)} numbers, of which {wrong} are NaN or infinite"
-    return f"an array of {given.dtype} {list(given.shape)}"
+def _fault(given: np.ndarray, size: int) -> str | None:
+    """What is wrong with a processor's result."""
+    if given.dtype.kind not in "fiu":
+        return f"values of type {given.dtype}"
+    if given.shape != (size,):
+        return f"an array of another shape, {list(given.shape)}"
+    wrong = np.count_nonzero(~(given < np.inf))
+    return f"{wrong} values that are NaN or infinite" if wrong else None
 
 
 def penalised(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> np.ndarray:

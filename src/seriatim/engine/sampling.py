@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +96,8 @@ class Sampling:
         )
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """One sampled id, its log-probability under the model itself, and the likeliest ids."""
 
     id: int

@@ -152,9 +152,11 @@ def test_breakers_as_text_need_a_codec(tmp_path):
 
 def test_dry_keeps_a_request_from_repeating_itself(model):
     """What random weights say greedily soon goes round; with DRY it does not."""
-    how = dict(max_tokens=120, temperature=0, ignore_end=True, loop_limit=4)
+    how = dict(max_tokens=120, temperature=0, ignore_end=True, loop_limit=3)
     assert model.generate("p", **how).stop == "loop"
-    assert model.generate("p", dry_multiplier=100.0, **how).stop == "max_tokens"
+    assert (
+        model.generate("p", dry_multiplier=100.0, dry_allowed_length=1, **how).stop == "max_tokens"
+    )
 
 
 # ---- processors --------------------------------------------------------------------------------

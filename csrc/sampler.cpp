@@ -8,38 +8,13 @@
 
 #include "mathematics.h"
 #include "refuse.h"
+#include "sampler_shares.h"
 #include "threads.h"
 
 namespace seriatim {
 namespace {
 
 constexpr double kReach = 26.2;  // noise spans [-3.2, 23]: a score further below cannot win
-constexpr uint64_t kOne = uint64_t{1} << 40;  // the weight of the best
-
-// ceil(share * total), exactly: share = m 2^-s with 53 bits of m, total < 2^64.
-uint64_t share_of(double share, uint64_t total) {
-  if (share == 0.0) return 0;
-  int exponent;
-  const auto m = static_cast<uint64_t>(std::ldexp(std::frexp(share, &exponent), 53));
-  const int s = 53 - exponent;
-  if (s > 120) return 1;
-  using Wide = unsigned __int128;
-  return static_cast<uint64_t>((Wide{m} * total + ((Wide{1} << s) - 1)) >> s);
-}
-
-// Weights in order: 64 buckets for each power of two.
-constexpr int kBucketBits = 6;
-constexpr int64_t kBuckets = (40 << kBucketBits) + 1;
-int64_t bucket(uint64_t weight) {
-  const auto bits = std::bit_cast<int64_t>(static_cast<double>(weight));
-  return (bits >> (52 - kBucketBits)) - (int64_t{1023} << kBucketBits);
-}
-
-// Distances from the typical: 64 buckets for each unit, the last for all beyond.
-constexpr int64_t kFarBuckets = 64 << 6;
-int64_t far_bucket(double far) {
-  return far < 63.0 ? static_cast<int64_t>(far * 64.0) : kFarBuckets - 1;
-}
 
 // At least the noise of a word whose distance to 2^32 has its highest bit at [i].
 constexpr std::array<double, 33> kMostNoise = [] {
@@ -67,11 +42,19 @@ struct Falling {
 template <class T>
 Falling(const T*) -> Falling<T>;
 
+uint64_t xtc_goal(const Chain& chain, uint64_t total) {
+  return std::max<uint64_t>(1, share_of(chain.xtc_threshold, total));
+}
+
+double mean_of(Moments sums) {
+  return static_cast<double>(sums.lost) / static_cast<double>(sums.total);
+}
+
 // Between temperature - range and temperature + range, by the share of the greatest entropy.
 double dynamic(const Chain& chain, Moments sums, int64_t count) {
   if (count == 1) return chain.temperature;
-  const auto total = static_cast<double>(sums.total), lost = static_cast<double>(sums.lost);
-  const double entropy = log(total / static_cast<double>(kOne)) + lost / total;
+  const auto total = static_cast<double>(sums.total);
+  const double entropy = log(total / static_cast<double>(kOne)) + mean_of(sums);
   const double share = entropy / log(static_cast<double>(count));
   const double low = chain.temperature - chain.dynatemp_range;
   const double high = chain.temperature + chain.dynatemp_range;
@@ -99,21 +82,24 @@ void Sampler::choose_filters(const Chain& chain, Key key) {
 double Sampler::first_temperature(const Chain& chain) const {
   if (chain.dynatemp_range == 0.0) return chain.temperature;
   Moments sums{};
-  const int64_t count = scores_.moments(sums);
+  const int64_t count = scores_.moments(1.0, sums);
   return dynamic(chain, sums, count);
 }
 
 // How far below the best z is at most, of ids that the filters look at or noise can let win.
 double Sampler::reach_of(const Chain& chain, Next next) const {
   double unit = 1.0;
+  double off = 0.0;  // how far below the best that may be which XTC leaves
   for (; next != filters_.end(); ++next) {
     if (*next == kTopK) continue;
-    if (*next == kMinP) return unit * (1.0 - log(std::max(chain.min_p, 0x1p-60)));
-    if (*next != kTemperature) return unit * kWeighs;
+    if (*next == kMinP) return off + unit * (1.0 - log(std::max(chain.min_p, 0x1p-60)));
+    if (*next == kTypicalP || *next == kTopP) return off + unit * kWeighs;
+    if (*next == kXtc) off += unit * kWeighs;
+    if (*next != kTemperature) continue;
     if (chain.dynatemp_range > 0.0) return kInfinity;  // counts all that are left
     unit *= chain.temperature;
   }
-  return unit * (kReach + 0.1);
+  return off + unit * (kReach + 0.1);
 }
 
 // No value below matters.
@@ -163,7 +149,7 @@ uint64_t Sampler::sum_above(uint64_t least) const {
 
 Moments Sampler::moments() const {
   Moments sums{};
-  scan_.moments(z_.data(), count_, 0.0, sums);
+  scan_.moments(z_.data(), count_, 0.0, 1.0, sums);
   return sums;
 }
 
@@ -175,24 +161,46 @@ int64_t Sampler::best() const {
 // Candidates for the filters from `next` on.
 void Sampler::gather(const Chain& chain, Next& next, double temperature) {
   if (*next == kTopP) return gather_top_p(chain, next++, temperature);
+  if (*next == kTypicalP) return gather_typical(chain, next++, temperature);
   collect(find_least(chain, next, temperature));
   scale(scores_.top(), temperature);
 }
 
-// What top-p leaves of all. Usually those above the lowest sixteenth of the maxima reach its goal,
-// a few ids in a hundred; otherwise all must be looked at.
-void Sampler::gather_top_p(const Chain& chain, Next next, double temperature) {
+// Candidates that hold what a filter by sums of weights leaves of all. Usually the ids above the
+// lowest sixteenth of the maxima do, a few in a hundred; otherwise all are looked at.
+template <class Hold>
+void Sampler::gather_some(const Chain& chain, Next next, double temperature, Hold hold) {
   const double top = scores_.top();
-  const uint64_t goal = share_of(chain.top_p, scores_.total(temperature));
   const double guess = scores_.kth_maximum(std::max<int64_t>(1, scores_.runs() * 15 / 16));
   for (const double least : {guess, find_least(chain, next, temperature)}) {
     if (least == -kInfinity) continue;
     collect(least);
     scale(top, temperature);
     weigh();
-    if (sum_above(weight((least - top) / temperature)) >= goal) break;
+    if (hold((least - top) / temperature)) return;
   }
+}
+
+void Sampler::gather_top_p(const Chain& chain, Next next, double temperature) {
+  const uint64_t goal = share_of(chain.top_p, scores_.total(temperature));
+  gather_some(chain, next, temperature,
+              [&](double least) { return sum_above(weight(least)) >= goal; });
   keep_heaviest(goal);
+}
+
+// Ids that are no candidates are further from the typical than `least` is.
+void Sampler::gather_typical(const Chain& chain, Next next, double temperature) {
+  Moments sums{};
+  scores_.moments(temperature, sums);
+  const uint64_t goal = share_of(chain.typical_p, sums.total);
+  gather_some(chain, next, temperature, [&](double least) {
+    const double mean = mean_of(sums);
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < count_; ++i)
+      sum += std::fabs(z_[i] + mean) < -(least + mean) ? weights_[i] : 0;
+    return sum >= goal;
+  });
+  keep_typical(chain.typical_p, sums);
 }
 
 Ids Sampler::likeliest(Row row, int64_t count) {
@@ -215,10 +223,10 @@ void Sampler::apply(Filter filter, const Chain& chain) {
   if (filter == kTemperature) return rescale(chain);
   if (filter == kTopK) return keep_top_k(chain.top_k);
   weigh();
-  if (filter == kTypicalP) return keep_typical(chain.typical_p);
+  if (filter == kTypicalP) return keep_typical(chain.typical_p, moments());
   if (filter == kTopP) return keep_heaviest(share_of(chain.top_p, sum_above(0)));
   if (filter == kMinP) return keep_min_p(chain.min_p);
-  keep_unlikely(chain.xtc_threshold);
+  keep_unlikely(xtc_goal(chain, sum_above(0)));
 }
 
 // The temperature after other filters; at 0 the best alone is left.
@@ -283,9 +291,8 @@ void Sampler::keep_heaviest(uint64_t goal) {
 }
 
 // By rising distance of -z from its mean.
-void Sampler::keep_typical(double share) {
-  const Moments sums = moments();
-  const double mean = static_cast<double>(sums.lost) / static_cast<double>(sums.total);
+void Sampler::keep_typical(double share, Moments sums) {
+  const double mean = mean_of(sums);
   for (int64_t i = 0; i < count_; ++i) far_[i] = std::fabs(z_[i] + mean);
   keep_first(
       share_of(share, sums.total), kFarBuckets, [&](int64_t i) { return far_[i]; }, far_bucket);
@@ -297,13 +304,30 @@ void Sampler::keep_min_p(double share) {
   keep([&](int64_t i) { return weights_[i] >= least; });
 }
 
-// Of those that reach the threshold the least likely alone, the last of equals.
-void Sampler::keep_unlikely(double threshold) {
-  const uint64_t goal = std::max<uint64_t>(1, share_of(threshold, sum_above(0)));
+// Of those that reach the goal the least likely stays alone, the last of equals.
+int64_t Sampler::likely_to_stay(uint64_t goal) const {
   int64_t last = -1;
   for (int64_t i = 0; i < count_; ++i)
     if (weights_[i] >= goal && (last < 0 || weights_[i] <= weights_[last])) last = i;
-  keep([&](int64_t i) { return weights_[i] && (weights_[i] < goal || i == last); });
+  return last;
+}
+
+void Sampler::keep_unlikely(uint64_t goal) {
+  const int64_t last = likely_to_stay(goal);
+  keep([&](int64_t i) { return weights_[i] < goal || i == last; });
+}
+
+// XTC alone: what it takes away is hidden in the row, and the others are never collected.
+void Sampler::hide_likely(const Chain& chain, double temperature) {
+  const double top = scores_.top();
+  const uint64_t goal = xtc_goal(chain, scores_.total(temperature));
+  const double depth = 1e-6 - log(static_cast<double>(goal) / static_cast<double>(kOne));
+  collect(std::max(top - depth * temperature, std::numeric_limits<double>::lowest()));
+  scale(top, temperature);
+  weigh();
+  const int64_t last = likely_to_stay(goal);
+  for (int64_t i = 0; i < count_; ++i)
+    if (weights_[i] >= goal && i != last) scores_.hide(ids_[i]);
 }
 
 // ---- the id ------------------------------------------------------------------------------------
@@ -340,13 +364,13 @@ int64_t Sampler::win(Key key) const {
 }
 
 // Among all ids: a run whose best value and greatest noise do not suffice together is passed over.
-int64_t Sampler::win_all(double temperature, Key key) const {
+int64_t Sampler::win_all(double top, double temperature, Key key) const {
   Race race{scan_, key};
-  const double top = scores_.top();
+  const double least = (scores_.top() - top) / temperature - kReach;
   double values[kRun];
   const auto enter = [&](int64_t run) {
     const double best = (scores_.maximum(run) - top) / temperature;
-    if (!(best > -kReach) || best + race.turn_to(run) < race.highest) return;
+    if (!(best > least) || best + race.turn_to(run) < race.highest) return;
     const int64_t count = scores_.load(run, values);
     for (int64_t i = 0; i < count; ++i) race.enter(run * kRun + i, (values[i] - top) / temperature);
   };
@@ -365,23 +389,15 @@ int64_t Sampler::pick(Row row, Chain& chain, const Past& past, const Hidden& hid
   double temperature = 1.0;
   if (*next == kTemperature) temperature = first_temperature(chain), ++next;
   if (temperature == 0.0) return scores_.best();
-  if (next == filters_.end()) return win_all(temperature, key);
+  const double top = scores_.top();
+  if (next == filters_.end()) return win_all(top, temperature, key);
+  if (*next == kXtc && next + 1 == filters_.end()) {
+    hide_likely(chain, temperature);
+    return win_all(top, temperature, key);
+  }
   gather(chain, next, temperature);
   for (; next != filters_.end(); ++next) apply(*next, chain);
   return win(key);
-}
-
-double log_sum(const Scan& scan, const float* x, int64_t n) {
-  require(n > 0 && n <= kMostIds, "a row has no logits or more than 2^23");
-  const FloatMode mode;
-  double top = -kInfinity, maxima[kRun];
-  for (int64_t i = 0; i < n; i += kRun * kRun) {
-    const int64_t count = std::min(n - i, kRun * kRun);
-    scan.maxima(x + i, count, nullptr, nullptr, maxima);
-    top = std::max(top, *std::max_element(maxima, maxima + (count + kRun - 1) / kRun));
-  }
-  const uint64_t total = scan.total(x, n, top);
-  return top + log(static_cast<double>(total) / static_cast<double>(kOne));
 }
 
 }  // namespace seriatim

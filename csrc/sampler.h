@@ -35,6 +35,9 @@ class Sampler {
   double reach_of(const Chain& chain, Next next) const;
   double find_least(const Chain& chain, Next next, double temperature);
   void gather(const Chain& chain, Next& next, double temperature);
+  template <class Hold>
+  void gather_some(const Chain& chain, Next next, double temperature, Hold hold);
+  void gather_typical(const Chain& chain, Next next, double temperature);
   void gather_top_p(const Chain& chain, Next next, double temperature);
   void collect(double least);
   void scale(double top, double temperature);
@@ -46,17 +49,19 @@ class Sampler {
   void apply(Filter filter, const Chain& chain);
   void rescale(const Chain& chain);
   void keep_top_k(int64_t k);
-  void keep_typical(double share);
+  void keep_typical(double share, Moments sums);
   void keep_heaviest(uint64_t goal);
   void keep_min_p(double share);
-  void keep_unlikely(double threshold);
+  int64_t likely_to_stay(uint64_t goal) const;
+  void keep_unlikely(uint64_t goal);
+  void hide_likely(const Chain& chain, double temperature);
   template <class Key, class Bucket>
   void keep_first(uint64_t goal, int64_t buckets, Key key, Bucket bucket);
   template <class Keep>
   void keep(Keep&& keep);
 
   int64_t win(Key key) const;
-  int64_t win_all(double temperature, Key key) const;
+  int64_t win_all(double top, double temperature, Key key) const;
 
   const Scan& scan_;
   Scores scores_;
@@ -68,8 +73,5 @@ class Sampler {
   std::vector<uint64_t> weights_, sums_;  // [candidate], [bucket]
   std::vector<int32_t> order_;            // places of candidates
 };
-
-// log of the sum of exp of a row, from the exact sum of integer weights.
-double log_sum(const Scan& scan, const float* x, int64_t n);
 
 }  // namespace seriatim

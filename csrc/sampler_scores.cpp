@@ -6,6 +6,8 @@
 
 #include "mathematics.h"
 #include "refuse.h"
+#include "sampler_shares.h"
+#include "threads.h"
 
 namespace seriatim {
 namespace {
@@ -128,6 +130,14 @@ void Scores::hide(Chain& chain, const Hidden& hidden) {
   for (const int64_t id : hidden.ids) clear_bit(words_, id);
 }
 
+void Scores::hide(int64_t id) {
+  if (words_.empty()) words_.assign(runs(), ~uint64_t{0});
+  clear_bit(words_, id);
+  double values[kRun];
+  maxima_[id / kRun] = *std::max_element(values, values + load(id / kRun, values));
+  top_ = *std::max_element(maxima_.begin(), maxima_.end());
+}
+
 // Which ids penalties, DRY and biases touch, and what they must know of each.
 void Scores::mark(const Chain& chain, const Past& past) {
   check_ids(past.ids, row_.size);
@@ -202,11 +212,10 @@ void Scores::find_maxima() {
   top_ = *std::max_element(maxima_.begin(), maxima_.end());
 }
 
-// NaN, which nobody should bring, is hidden.
 int64_t Scores::load(int64_t run, double* out) const {
   const int64_t begin = run * kRun, count = std::min(kRun, row_.size - begin);
   if (row_.narrow)
-    std::copy_n(row_.narrow + begin, count, out);
+    scan_.widen(row_.narrow + begin, count, out);
   else
     std::copy_n(row_.wide + begin, count, out);
   if (!replaced_.empty()) {
@@ -216,7 +225,6 @@ int64_t Scores::load(int64_t run, double* out) const {
   }
   if (!words_.empty() && ~words_[run])
     for (int64_t i = 0; i < count; ++i) out[i] = words_[run] >> i & 1 ? out[i] : -kInfinity;
-  for (int64_t i = 0; i < count; ++i) out[i] = out[i] == out[i] ? out[i] : -kInfinity;
   return count;
 }
 
@@ -244,16 +252,30 @@ uint64_t Scores::total(double temperature) const {
   return sum;
 }
 
-int64_t Scores::moments(Moments& sums) const {
+int64_t Scores::moments(double temperature, Moments& sums) const {
   double values[kRun];
   int64_t left = 0;
   for (int64_t run = 0; run < runs(); ++run) {
     if (!(maxima_[run] > -kInfinity)) continue;
     std::fill(values + load(run, values), values + kRun, -kInfinity);
     for (const double value : values) left += value > -kInfinity;
-    if (maxima_[run] - top_ > -kWeighs) scan_.moments(values, kRun, top_, sums);
+    if ((maxima_[run] - top_) / temperature > -kWeighs)
+      scan_.moments(values, kRun, top_, temperature, sums);
   }
   return left;
+}
+
+double log_sum(const Scan& scan, const float* x, int64_t n) {
+  require(n > 0 && n <= kMostIds, "a row has no logits or more than 2^23");
+  const FloatMode mode;
+  double top = -kInfinity, maxima[kRun];
+  for (int64_t i = 0; i < n; i += kRun * kRun) {
+    const int64_t count = std::min(n - i, kRun * kRun);
+    scan.maxima(x + i, count, nullptr, nullptr, maxima);
+    top = std::max(top, *std::max_element(maxima, maxima + (count + kRun - 1) / kRun));
+  }
+  const uint64_t total = scan.total(x, n, top);
+  return top + log(static_cast<double>(total) / static_cast<double>(kOne));
 }
 
 }  // namespace seriatim

@@ -88,6 +88,8 @@ class Scores {
   void set(Row row);
   void set(Row row, Chain& chain, const Past& past, const Hidden& hidden);
 
+  void hide(int64_t id);
+
   double top() const { return top_; }  // -infinity: no id is left
   int64_t size() const { return row_.size; }
   int64_t runs() const { return static_cast<int64_t>(maxima_.size()); }
@@ -100,8 +102,8 @@ class Scores {
   double kth_maximum(int64_t k);
   // Sum of the weights of all ids.
   uint64_t total(double temperature) const;
-  // Of all ids at temperature 1; how many are left.
-  int64_t moments(Moments& sums) const;
+  // Of all ids; how many there are.
+  int64_t moments(double temperature, Moments& sums) const;
 
  private:
   struct Mark {               // of an id
@@ -128,5 +130,8 @@ class Scores {
   Ids back_;                             // ids, the last first
   std::vector<int32_t> alike_;           // [id back]: how many ids from there on equal the last
 };
+
+// log of the sum of exp of a row, from the exact sum of integer weights.
+double log_sum(const Scan& scan, const float* x, int64_t n);
 
 }  // namespace seriatim

@@ -28,12 +28,14 @@ struct Scan {
   // [run], where these are given.
   void (*maxima)(const float* x, int64_t n, const uint64_t* with, const uint64_t* without,
                  double* out);
+  // In double precision; NaN, which nobody should bring, as -infinity.
+  void (*widen)(const float* x, int64_t n, double* out);
   // Sum of weight(x - top).
   uint64_t (*total)(const float* x, int64_t n, double top);
   // Sum of weight((x - top) / temperature).
   uint64_t (*total_scaled)(const double* x, int64_t n, double top, double temperature);
-  // Adds weight(z) and round(weight(z) * -z), z = x - top.
-  void (*moments)(const double* x, int64_t n, double top, Moments& sums);
+  // Adds weight(z) and round(weight(z) * -z), z = (x - top) / temperature.
+  void (*moments)(const double* x, int64_t n, double top, double temperature, Moments& sums);
   // weight(z), z <= 0.
   void (*weigh)(const double* z, int64_t n, uint64_t* out);
   // Random words of a run of ids, [id & 3][id >> 2]; returns the greatest.

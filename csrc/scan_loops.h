@@ -106,6 +106,16 @@ void maxima(const float* x, int64_t n, const uint64_t* with, const uint64_t* wit
   }
 }
 
+void widen(const float* x, int64_t n, double* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Doubles wide = __builtin_convertvector(unaligned<Halves>(x + i), Doubles);
+    const Doubles number = wide == wide ? wide : all(-INFINITY);
+    __builtin_memcpy(out + i, &number, sizeof number);
+  }
+  for (; i < n; ++i) out[i] = x[i] == x[i] ? x[i] : -INFINITY;
+}
+
 // ---- weights -----------------------------------------------------------------------------------
 
 // Integer weights, where the sign of `doubt` stays 0: e^z by its Taylor series to r^12 differs by
@@ -173,22 +183,23 @@ SERIATIM_INLINE uint64_t loss(uint64_t w, double z) {
   return __builtin_bit_cast(uint64_t, static_cast<double>(w) * -z + kInteger) - kIntegerBits;
 }
 
-void moments(const double* x, int64_t n, double top, Moments& sums) {
+void moments(const double* x, int64_t n, double top, double temperature, Moments& sums) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     Longs doubt{};
-    Doubles z = unaligned<Doubles>(x + i) - top;
+    Doubles z = (unaligned<Doubles>(x + i) - top) / temperature;
     z = z < all(-40.0) ? all(-40.0) : z;
     Unsigned w = rough_weights(z, doubt);
     if (any_negative(doubt))
-      for (int lane = 0; lane < kLanes; ++lane) w[lane] = weight(x[i + lane] - top);
+      for (int lane = 0; lane < kLanes; ++lane) w[lane] = weight((x[i + lane] - top) / temperature);
     const Doubles exact = (Doubles)(w + kIntegerBits) - kInteger;
     const Unsigned lost = (Unsigned)(exact * -z + kInteger) - kIntegerBits;
     for (int lane = 0; lane < kLanes; ++lane) sums.total += w[lane], sums.lost += lost[lane];
   }
   for (; i < n; ++i) {
-    const uint64_t w = weight(x[i] - top);
-    sums.total += w, sums.lost += loss(w, x[i] - top);
+    const double z = (x[i] - top) / temperature;
+    const uint64_t w = weight(z);
+    sums.total += w, sums.lost += loss(w, z);
   }
 }
 
@@ -251,7 +262,7 @@ uint64_t noise(int64_t run, Key key, uint64_t* words) {
 }  // namespace
 }  // namespace seriatim
 
-#define SERIATIM_SCAN(symbol, name)                                               \
-  namespace seriatim {                                                            \
-  const Scan symbol = {name, maxima, total, total_scaled, moments, weigh, noise}; \
+#define SERIATIM_SCAN(symbol, name)                                                      \
+  namespace seriatim {                                                                   \
+  const Scan symbol = {name, maxima, widen, total, total_scaled, moments, weigh, noise}; \
   }

@@ -209,8 +209,8 @@ def test_typical_keeps_the_smallest_set_nearest_to_the_entropy(x, p):
 
 @given(logits, st.floats(0, 1))
 def test_xtc_leaves_the_least_likely_of_those_above_the_threshold(x, threshold):
-    w = {i: v for i, v in whole(x).items() if v}
-    above = [i for i in w if w[i] >= Fraction(threshold) * sum(w.values())]
+    w = whole(x)
+    above = [i for i in w if w[i] and w[i] >= Fraction(threshold) * sum(w.values())]
     above.sort(key=lambda i: (-w[i], i))
     how = Sampling(xtc_probability=1.0, xtc_threshold=threshold)
     assert survivors(np.array(x), how)[0].tolist() == sorted(set(w) - set(above[:-1]))

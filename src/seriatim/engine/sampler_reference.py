@@ -343,13 +343,11 @@ def _min_p(z: np.ndarray, how: Sampling) -> np.ndarray:
 def _xtc(z: np.ndarray, how: Sampling) -> np.ndarray:
     """Leaves of the ids that reach the threshold only the least likely, the highest id of equals.
 
-    Ids of weight 0 never stay. Source: p-e-w,
-    github.com/oobabooga/text-generation-webui/pull/6335.
+    Source: p-e-w, github.com/oobabooga/text-generation-webui/pull/6335.
     """
     weights = _weights(z)
     goal = max(1, ceil(Fraction(how.xtc_threshold) * int(weights.sum(dtype=np.uint64))))
     order = np.argsort(-weights.astype(np.int64), kind="stable")
-    order = order[weights[order] > 0]
     return np.sort(order[max(0, np.count_nonzero(weights >= goal) - 1) :])
 
 

@@ -373,6 +373,7 @@ def test_temperature_0_takes_the_best_of_what_the_filters_before_it_leave():
         (dict(dry_range=-1), ["0 to"]),
         (dict(dry_breakers=[6]), ["dry_breakers[0]", "0 to 5"]),
         (dict(dry_breakers="ab"), ["list of ids"]),
+        (dict(banned_ids=[0, 1, 2, 3, 4, 5, 5]), ["banned_ids leave no id"]),
         (dict(loop_limit=1), ["0 (off), or 2 or more"]),
         (dict(loop_limit=-1), ["0 or more"]),
         (dict(loop_limit=True), ["0 or more"]),

@@ -1,6 +1,7 @@
 """From a prompt and options to requests of an engine, and to their results. Used by `api.py`."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +15,10 @@ from seriatim.engine.request import Request
 from seriatim.errors import RequestError, SeriatimError, did_you_mean, shown
 from seriatim.results import Result, Stream, with_samples
 from seriatim.scoring import Logprobs
+from seriatim.speculating import Drafting
 
-MOST_STOPS, LONGEST_STOP = 16, 256
+MOST_SAMPLES, MOST_STOPS, LONGEST_STOP = 128, 16, 256
+KNOWN = NAMES | {"n", "stop", "prompt_logprobs"}  # what may be asked of a request
 
 Prompt = Any  # the codec's object, a pathlib.Path to a file of it, a list of ids, or None
 
@@ -31,6 +34,8 @@ class Asked(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def start(self) -> tuple[int, ...]: ...
+    @property
+    def drafting(self) -> Drafting: ...
 
 
 # ---- prompts -----------------------------------------------------------------------------------
@@ -132,8 +137,8 @@ def open_stream(
     model: Asked, ids: list[int], stop: Any, options: Mapping[str, Any], sample: int = 0
 ) -> Stream:
     """One request, queued."""
-    named = _named(model, options)
-    watch, stops = None, _stops(stop, model.codec)
+    named = model.drafting.resolved(model, _named(model, options), partial(content, model))
+    watch, stops = None, stop_strings(stop, model.codec)
     if model.codec is not None:
         minimum = named.get("min_tokens", 0)
         watch = Watch(model.codec.stream(after=ids), stops, minimum=minimum)
@@ -162,10 +167,9 @@ def finish(engine: Engine, requests: Sequence[Request]) -> None:
 
 
 def _named(model: Asked, options: Mapping[str, Any]) -> dict[str, Any]:
-    known = NAMES | {"n", "stop", "prompt_logprobs"}
     for name in options:
-        if name not in known:
-            raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, known))
+        if name not in KNOWN:
+            raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, KNOWN))
     named = dict(options)
     if "dry_breakers" in named:
         given = named["dry_breakers"]
@@ -173,7 +177,8 @@ def _named(model: Asked, options: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _stops(stop: Any, codec: Codec | None) -> list[str]:
+def stop_strings(stop: Any, codec: Codec | None) -> list[str]:
+    """The strings that end a text, checked."""
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
         raise RequestError(f"stop is {shown(stop)}", expected="strings that are not empty")

@@ -644,7 +644,7 @@ def test_a_number_of_samples_that_cannot_be_honoured_is_refused(model, n):
         model.generate("p", n=n, max_tokens=1)
 
 
-@pytest.mark.parametrize("how", [dict(n=2), dict(maxtokens=3), dict(prompt_logprobs=1)])
+@pytest.mark.parametrize("how", [dict(n=2), dict(maxtokens=3), dict(prompt_logprobs=21)])
 def test_a_stream_refuses_what_it_cannot_honour_before_its_first_piece(model, how):
     with pytest.raises(RequestError, match=next(iter(how))):
         model.stream("p", **how)

@@ -39,6 +39,9 @@ SAMPLINGS = {
     "nucleus": dict(temperature=0.7, top_p=0.9),
     "five": dict(temperature=2.0, top_k=5, ignore_end=True),
     "penalties": dict(min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.5, min_tokens=3),
+    "dry": dict(dry_multiplier=2.0, dry_allowed_length=1, typical_p=0.9),
+    "xtc": dict(xtc_probability=0.5, xtc_threshold=0.01, dynatemp_range=0.9, min_p=0.001),
+    "last": dict(temperature=2.0, top_p=0.8, filters=["top_p", "temperature"], seed=3),
     "biased": dict(seed=2**64 - 1, logit_bias={4: 2.0}, banned_ids=[3]),
 }
 

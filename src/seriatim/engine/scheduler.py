@@ -129,6 +129,7 @@ class Scheduler:
                 del queue[at]
         self._awaited.pop(request, None)
         reuse.release(self.pool, request)
+        request.release()
 
     def schedule(self) -> list[Work]:
         """The next step's work: those that run, most urgent first, then those that wait."""

@@ -90,7 +90,7 @@ class NativeRuntime:
 
     @property
     def arithmetic(self) -> str:
-        return f"native {self.isa}, kv {self.kv}"
+        return f"native {self.isa}"
 
     @property
     def block_bytes(self) -> int:

@@ -146,7 +146,12 @@ class Runtime(Protocol):
 
     @property
     def arithmetic(self) -> str:
-        """What decides the bits of keys and values beside the model: what computes and stores."""
+        """What decides the bits of results beside the model and `kv`: backend, instruction set."""
+        ...
+
+    @property
+    def kv(self) -> str:
+        """How keys and values are stored: "f32", "bf16" or "int8"."""
         ...
 
     def resize(self, blocks: int) -> None:

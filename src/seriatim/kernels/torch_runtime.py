@@ -56,7 +56,7 @@ class TorchRuntime:
         return self.cache.read(block, positions).cpu().numpy()
 
     def write(self, block: int, data: np.ndarray) -> None:
-        self.cache.restore(block, torch.from_numpy(data).to(self.device))
+        self.cache.restore(block, tensor(data).to(self.device))
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> np.ndarray:
@@ -70,7 +70,7 @@ class TorchRuntime:
 
     @property
     def arithmetic(self) -> str:
-        return f"torch {torch.__version__} on {self.device}, kv {self.kv}"
+        return f"torch {torch.__version__} on {self.device}"
 
     def finite(self) -> np.ndarray:
         return np.asarray(np.isfinite(self._logits).all(-1), np.uint8)

@@ -166,9 +166,11 @@ class BlockPool:
         Returns:
             the block to hold from here on: of equal full ones the first, whose content is the same.
         """
+        key: Key = (_serial(parent), tenant, tuple(ids))
+        if block.key == key:
+            return block
         if block.key is not None:
             self._unname(block)
-        key: Key = (_serial(parent), tenant, tuple(ids))
         run, shared = self._runs.nearest(*key)
         if shared == len(ids):  # this one begins that one
             return block if shared < BLOCK else self._replace(block, self._known[key])

@@ -121,6 +121,10 @@ class Scheduler:
     def add(self, request: Request) -> None:
         insort(self.waiting, request, key=_urgency)
 
+    def hold(self, request: Request) -> None:
+        """A request's blocks are in use, whoever decides what it computes."""
+        insort(self.running, request, key=_urgency)
+
     def remove(self, request: Request) -> None:
         """Forget a request and give its blocks back."""
         for queue in (self.running, self.waiting):
@@ -178,7 +182,7 @@ class Scheduler:
         while at < len(self.running):  # those preempted are its last
             request = self.running[at]
             count = left.for_(request)
-            if count and self._reserve(request, count):
+            if count and (request.is_plain or self._reserve(request, count)):
                 yield left.take(request, count)
             at += 1
 
@@ -238,7 +242,7 @@ class Scheduler:
             if item is None:
                 return  # admission takes no one's blocks: preempting is for those that run
             del self.waiting[at]
-            insort(self.running, request, key=_urgency)
+            self.hold(request)
             readers += [request] if item.count > 1 and not request.reads_prompt else []
             yield item
 

@@ -340,3 +340,31 @@ def test_a_prompt_that_cannot_be_computed_is_refused_as_ever(model, tmp_path):
 def test_whole_blocks_have_no_part(tmp_path):
     assert fresh().save_prefix(PROMPT[: 2 * BLOCK], tmp_path / "prefix") == 128
     assert parts(tmp_path / "prefix")[1]["blocks"].shape[0] == 2
+
+
+@pytest.mark.parametrize("kv", ["f32", "bf16", "int8"])
+def test_a_block_is_read_as_far_as_is_asked_and_written_whole(kv):
+    """What was kept of every position, and zeros behind; another block gets the same contents."""
+    runtime = fresh(kv=kv).runtime
+    runtime.resize(3)
+    kept = np.random.default_rng(0).integers(1, 255, runtime.block_bytes).astype(np.uint8)
+    runtime.write(1, kept)
+    assert np.array_equal(runtime.read(1, BLOCK), kept)
+    assert not runtime.read(0, BLOCK).any()
+    assert not runtime.read(2, BLOCK).any()
+    for positions in range(BLOCK + 1):
+        part = runtime.read(1, positions)
+        assert np.count_nonzero(part) * BLOCK == positions * runtime.block_bytes
+        assert np.array_equal(part[part > 0], kept[part > 0])
+
+
+def test_only_whole_blocks_that_exist_are_read_and_written():
+    runtime = fresh().runtime
+    runtime.resize(2)
+    data = np.zeros(runtime.block_bytes, np.uint8)
+    for block, positions in ((2, 1), (-1, 1), (0, -1), (0, 65)):
+        with pytest.raises(ValueError, match="block"):
+            runtime.read(block, positions)
+    for block, wrong in ((2, data), (0, data[1:]), (0, data.astype(np.int32)), (0, data[:, None])):
+        with pytest.raises(ValueError, match=r"block|bytes"):
+            runtime.write(block, wrong)

@@ -8,13 +8,16 @@ digest finds damage, not malice: a prefix is to be trusted like the weights it w
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import get_ident
 from typing import Any, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 
 from seriatim import __version__
 from seriatim.codecs import Codec
@@ -75,13 +78,16 @@ def save(model: Keyed, key: Mapping[str, str], ids: list[int], path: str | Path)
     tensors = {"ids": np.array(ids, np.int32), "blocks": _computed(model, ids)}
     header = {VERSIONED: VERSION, **key}
     header[CONTENT] = _digest(header, tensors)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.partial")
     try:
         safetensors.write(partial, tensors, {FORMAT: json.dumps(header)})
         partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(f"{path} cannot be written: {reason}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
     return len(ids)
 
 
@@ -245,7 +251,7 @@ def _add(
     model: Keyed, pool: BlockPool, chain: list[Block], ids: list[int], data: Any, tenant: str
 ) -> None:
     block = pool.take()
-    if block is None:
+    if block is None:  # the pool could not grow
         raise ResourceError("there is no memory for the prefix's blocks", fix="lower cache_bytes")
     start, parent = BLOCK * len(chain), chain[-1] if chain else None
     chain.append(block)

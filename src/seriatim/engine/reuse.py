@@ -25,7 +25,7 @@ def match(pool: BlockPool, request: Request) -> None:
 
 def nearest(pool: BlockPool, request: Request) -> tuple[Block | None, int]:
     """After `match`: the block that agrees best with what follows, and for how many ids."""
-    rest = request.ids[request.computed : reusable(request)][:BLOCK]
+    rest = request.ids[request.computed : min(request.computed + BLOCK, reusable(request))]
     parent = request.blocks[-1] if request.blocks else None
     return pool.nearest(parent, request.options.tenant, rest)
 

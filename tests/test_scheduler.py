@@ -194,7 +194,7 @@ asks = st.builds(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     asks=st.lists(asks, min_size=1, max_size=12),
     blocks=st.sampled_from([4, 4, 5, 7, 100]),

@@ -71,8 +71,8 @@ CALLS: list[tuple[str, Call, list[str]]] = [
     ("another", lambda m: m.generate("ab", temprature=1), ["temprature", "mean temperature?"]),
     (
         "an option of later",
-        lambda m: m.generate("ab", regex="a*"),
-        ["unknown", "regex", "nearest of"],
+        lambda m: m.generate("ab", mirostat=2),
+        ["unknown", "mirostat", "nearest of"],
     ),
     (
         "more ends than room",

@@ -85,6 +85,16 @@ def _requesting(
         int, typer.Option(help="Ends once the last ids repeat so often; 0 is off.")
     ] = 0,
     loop_length: Annotated[int, typer.Option(help="The most ids of what repeats.")] = 64,
+    regex: Annotated[str | None, typer.Option(help="What the text must match whole.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="What the text may be; may be repeated.")
+    ] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(help="Of the text: JSON that begins with {, or its file.")
+    ] = None,
+    grammar: Annotated[
+        str | None, typer.Option(help="Of the text: rules such as start: ..., or their file.")
+    ] = None,
 ) -> None:
     """The options of a request, for the commands that generate."""
 
@@ -127,7 +137,19 @@ def request_options(asked: dict[str, Any]) -> dict[str, Any]:
     if "dry_breakers" in options:
         breakers = options["dry_breakers"]
         options["dry_breakers"] = [typed("--dry-breakers", text) for text in breakers]
+    options |= _constraints(options)
+    if "choice" in options:
+        options["choices"] = [typed("--choice", text) for text in options.pop("choice")]
     return options | {"stop": [typed("--stop", text) for text in asked["stop"] or ()]}
+
+
+def _constraints(asked: dict[str, Any]) -> dict[str, str]:
+    """What text must be: as typed, or the file of what does not look like it."""
+    from seriatim.codecs._files import read_text
+
+    looks = {"regex": "", "json_schema": "{", "grammar": ":"}
+    texts = {n: typed(f"--{n.replace('_', '-')}", asked[n]) for n in looks if n in asked}
+    return {n: t if looks[n] in t else read_text(Path(t)) for n, t in texts.items()}
 
 
 def parse_ids(name: str, text: str) -> list[int]:

@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from seriatim import constraining
 from seriatim.breakers import breaking_ids
 from seriatim.codecs import Codec, Watch
+from seriatim.constraining import Constraints
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import NAMES, logprobs, token_ids
 from seriatim.engine.request import Request
@@ -18,7 +20,8 @@ from seriatim.scoring import Logprobs
 from seriatim.speculating import Drafting
 
 MOST_SAMPLES, MOST_STOPS, LONGEST_STOP = 128, 16, 256
-KNOWN = NAMES | {"n", "stop", "prompt_logprobs"}  # what may be asked of a request
+# What may be asked of a request.
+KNOWN = NAMES | constraining.NAMES | {"n", "stop", "prompt_logprobs"}
 
 Prompt = Any  # the codec's object, a pathlib.Path to a file of it, a list of ids, or None
 
@@ -36,6 +39,8 @@ class Asked(Protocol):
     def start(self) -> tuple[int, ...]: ...
     @property
     def drafting(self) -> Drafting: ...
+    @property
+    def constraints(self) -> Constraints: ...
 
 
 # ---- prompts -----------------------------------------------------------------------------------
@@ -144,7 +149,9 @@ def open_stream(
         watch = Watch(model.codec.stream(after=ids), stops, minimum=minimum)
     top = logprobs("prompt_logprobs", named.pop("prompt_logprobs", False))
     scores = None if top is None else Logprobs(ids, top=top)
-    request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, **named)
+    guides = model.constraints.guides(ids, named)
+    named = {name: value for name, value in named.items() if name not in constraining.NAMES}
+    request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, guides=guides, **named)
     return Stream(model.engine, request, model.codec, watch, scores)
 
 

@@ -42,14 +42,6 @@ struct Falling {
 template <class T>
 Falling(const T*) -> Falling<T>;
 
-uint64_t xtc_goal(const Chain& chain, uint64_t total) {
-  return std::max<uint64_t>(1, share_of(chain.xtc_threshold, total));
-}
-
-double mean_of(Moments sums) {
-  return static_cast<double>(sums.lost) / static_cast<double>(sums.total);
-}
-
 // Between temperature - range and temperature + range, by the share of the greatest entropy.
 double dynamic(const Chain& chain, Moments sums, int64_t count) {
   if (count == 1) return chain.temperature;
@@ -321,7 +313,8 @@ void Sampler::keep_unlikely(uint64_t goal) {
 void Sampler::hide_likely(const Chain& chain, double temperature) {
   const double top = scores_.top();
   const uint64_t goal = xtc_goal(chain, scores_.total(temperature));
-  const double depth = 1e-6 - log(static_cast<double>(goal) / static_cast<double>(kOne));
+  const double least = (static_cast<double>(goal) - 0.5) / static_cast<double>(kOne);  // rounds up
+  const double depth = 1e-6 - log(least);
   collect(std::max(top - depth * temperature, std::numeric_limits<double>::lowest()));
   scale(top, temperature);
   weigh();

@@ -1,8 +1,11 @@
 // Shares of sums of integer weights, and buckets that put weights and distances in order.
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+
+#include "sampler_scores.h"
 
 namespace seriatim {
 
@@ -31,6 +34,14 @@ inline int64_t bucket(uint64_t weight) {
 inline constexpr int64_t kFarBuckets = 64 << 6;
 inline int64_t far_bucket(double far) {
   return far < 63.0 ? static_cast<int64_t>(far * 64.0) : kFarBuckets - 1;
+}
+
+inline double mean_of(Moments sums) {
+  return static_cast<double>(sums.lost) / static_cast<double>(sums.total);
+}
+
+inline uint64_t xtc_goal(const Chain& chain, uint64_t total) {
+  return std::max<uint64_t>(1, share_of(chain.xtc_threshold, total));
 }
 
 }  // namespace seriatim

@@ -83,7 +83,10 @@ orders = st.permutations(FILTERS).map(tuple)
 @st.composite
 def samplings(draw) -> Sampling:
     """Any filters in any order, most often few of them."""
-    some = lambda off, on: draw(st.one_of(st.just(off), st.just(off), on))  # noqa: E731
+
+    def some(off, on):
+        return draw(st.one_of(st.just(off), st.just(off), on))
+
     temperature = draw(temperatures)
     share = draw(st.sampled_from([0.0, 0.0, 0.3, 1.0]))
     return Sampling(
@@ -108,6 +111,25 @@ words32, words64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 @given(rows, filters, words64, words32, st.integers(0, 9))
 def test_every_filter_temperature_and_noise_draws_the_defined_id(logits, how, seed, sample, length):
     check(logits, how, ids=[0] * length, seed=seed, sample=sample, top=None)
+
+
+alone = st.one_of(
+    st.builds(dict, typical_p=shares),
+    st.builds(dict, top_p=shares),
+    st.builds(dict, min_p=shares),
+    st.builds(
+        dict,
+        xtc_probability=st.just(1.0),
+        xtc_threshold=st.one_of(st.floats(0, 0.5), st.floats(1e-13, 1e-6), st.just(0.0)),
+    ),
+)
+
+
+@settings(max_examples=200)
+@given(rows, alone, st.sampled_from([1.0, 0.3, 2.5, 1e-9]), words64)
+def test_one_filter_of_a_whole_vocabulary_draws_the_defined_id(logits, how, temperature, seed):
+    """These look at few of the ids where that suffices."""
+    check(logits, Sampling(temperature=temperature, **how), seed=seed, top=None)
 
 
 def masks(size: int) -> st.SearchStrategy[np.ndarray]:

@@ -82,15 +82,19 @@ class Model:
             n: how many samples, in `.samples`; the sample index is part of the noise.
             stop: strings that end the text; `output` ends before the one that is met.
             options: max_tokens (default: until the context is full), min_tokens, temperature
-                (default 1.0; 0 is greedy), top_k, top_p, min_p, repetition_penalty,
-                presence_penalty, frequency_penalty, logit_bias, allowed_ids, banned_ids, seed
-                (default: drawn, and returned), ignore_end, logprobs (True, or how many
-                alternatives, at most 20), prompt_logprobs, forced_ids, processors, priority,
-                tenant; one of regex, choices, json_schema and grammar, which the text must match
-                whole (docs/constraints.md); speculate ("ngram" or "suffix": guesses from the
-                request's own ids), draft_text (with "suffix": a text to guess from too), draft (a
-                model of the same vocabulary that guesses: a name, path or model), draft_tokens
-                (guesses in a step; default: as many as pay). Guesses change the speed, never an id.
+                (default 1.0; 0 is greedy), dynatemp_range, dynatemp_exponent, top_k, typical_p,
+                top_p, min_p, xtc_probability, xtc_threshold, filters (their order),
+                repetition_penalty, presence_penalty, frequency_penalty, dry_multiplier, dry_base,
+                dry_allowed_length, dry_range, dry_breakers (ids or text), logit_bias, allowed_ids,
+                banned_ids, processors, seed (default: drawn, and returned), ignore_end, loop_limit
+                (ends once the last ids repeat so often), loop_length, logprobs (True, or how many
+                alternatives, at most 20), prompt_logprobs (likewise), forced_ids, priority,
+                tenant (docs/sampling.md); one of regex, choices, json_schema and grammar, which
+                the text must match whole (docs/constraints.md); speculate ("ngram" or "suffix":
+                guesses from the request's own ids), draft_text (with "suffix": a text to guess
+                from too), draft (a model of the same vocabulary that guesses: a name, path or
+                model), draft_tokens (guesses in a step; default: as many as pay). Guesses change
+                the speed, never an id.
 
         Raises:
             RequestError: anything that cannot be honoured whole, before any work.

@@ -96,7 +96,7 @@ class Request:
         guides: all of them must allow an id.
         speculator: guesses what follows; None: nothing does.
         stop: the end id or stop string met, "complete" (nothing can follow by a guide),
-            "max_tokens", "context" or "abort"; None while it runs.
+            "loop", "max_tokens", "context" or "abort"; None while it runs.
         reason: "stop", "length" or "abort": a stop string may read "context" too.
         error: why it failed, if it did.
     """

@@ -1,7 +1,7 @@
 """From logits to an id: a pure function of (logits, options, ids so far, position, sample).
 
 `sampler_reference.py` defines every result; here C++ (csrc/sampler.h) finds the same bits without
-looking at each id twice. Only ids that penalties, biases or masks touch pass through Python.
+looking at each id twice. Only where a processor acts do scores pass through Python.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def draw(
         best: the first id with the largest logit, where it is known.
 
     Raises:
-        RequestError: no id is left.
+        RequestError: no id is left, or a processor raised.
         NumericError: a processor returned something that is not finite or -inf.
     """
     if _SAMPLER is None:

@@ -68,6 +68,16 @@ def _requesting(
         int | None, typer.Option(help="Guesses in a step.", show_default="as many as pay")
     ] = None,
     ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on past end ids.")] = False,
+    regex: Annotated[str | None, typer.Option(help="What the text must match whole.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="What the text may be; may be repeated.")
+    ] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(help="Of the text: JSON that begins with {, or its file.")
+    ] = None,
+    grammar: Annotated[
+        str | None, typer.Option(help="Of the text: rules such as start: ..., or their file.")
+    ] = None,
 ) -> None:
     """The options of a request, for the commands that generate."""
 
@@ -105,7 +115,19 @@ def request_options(asked: dict[str, Any]) -> dict[str, Any]:
             options[name] = parse_ids(f"--{name.replace('_', '-')}", options[name])
     if "logit_bias" in options:
         options["logit_bias"] = dict(map(parse_bias, options["logit_bias"]))
+    options |= _constraints(options)
+    if "choice" in options:
+        options["choices"] = [typed("--choice", text) for text in options.pop("choice")]
     return options | {"stop": [typed("--stop", text) for text in asked["stop"] or ()]}
+
+
+def _constraints(asked: dict[str, Any]) -> dict[str, str]:
+    """What text must be: as typed, or the file of what does not look like it."""
+    from seriatim.codecs._files import read_text
+
+    looks = {"regex": "", "json_schema": "{", "grammar": ":"}
+    texts = {n: typed(f"--{n.replace('_', '-')}", asked[n]) for n in looks if n in asked}
+    return {n: t if looks[n] in t else read_text(Path(t)) for n, t in texts.items()}
 
 
 def parse_ids(name: str, text: str) -> list[int]:

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from seriatim import constraining
 from seriatim.codecs import Codec, Watch
+from seriatim.constraining import Constraints
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import NAMES, token_ids
 from seriatim.engine.request import Request
@@ -17,7 +19,8 @@ from seriatim.scoring import Logprobs
 from seriatim.speculating import Drafting
 
 MOST_SAMPLES, MOST_STOPS, LONGEST_STOP = 128, 16, 256
-KNOWN = NAMES | {"n", "stop", "prompt_logprobs"}  # what may be asked of a request
+# What may be asked of a request.
+KNOWN = NAMES | constraining.NAMES | {"n", "stop", "prompt_logprobs"}
 
 Prompt = Any  # the codec's object, a pathlib.Path to a file of it, a list of ids, or None
 
@@ -35,6 +38,8 @@ class Asked(Protocol):
     def start(self) -> tuple[int, ...]: ...
     @property
     def drafting(self) -> Drafting: ...
+    @property
+    def constraints(self) -> Constraints: ...
 
 
 # ---- prompts -----------------------------------------------------------------------------------
@@ -142,7 +147,9 @@ def open_stream(
         minimum = named.get("min_tokens", 0)
         watch = Watch(model.codec.stream(after=ids), stops, minimum=minimum)
     scores = Logprobs(ids) if named.pop("prompt_logprobs", False) is True else None
-    request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, **named)
+    guides = model.constraints.guides(ids, named)
+    named = {name: value for name, value in named.items() if name not in constraining.NAMES}
+    request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, guides=guides, **named)
     return Stream(model.engine, request, model.codec, watch, scores)
 
 

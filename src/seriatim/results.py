@@ -20,7 +20,8 @@ class Result:
         output: the codec's object for `ids`, up to a stop string; None without a codec.
         text: `output` as text, U+FFFD where bytes form no character.
         finish_reason: "stop", "length" or, of a closed stream, "abort"; `stop` is the end id or
-            stop string met, "max_tokens", "context" or "abort".
+            stop string met, "complete" (nothing may follow by a constraint), "max_tokens",
+            "context" or "abort".
         logprobs: of each id, under the model itself; None unless asked for. `stop_logprob` is the
             end id's; `top_logprobs` the likeliest (id, logprob) at each place.
         prompt_logprobs: of each prompt id but the first (None); None unless asked for.

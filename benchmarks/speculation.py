@@ -126,7 +126,6 @@ def compare(
 
     The reading of prompts does not count.
     """
-    names = ("generated", "steps", "drafted", "accepted")
     ran = dict.fromkeys(ways, Ran(0.0, 0, 0, 0, 0))
     for ask in asks:
         usages = {name: [] for name in ways}
@@ -135,8 +134,14 @@ def compare(
                 usages[name].append(model.generate(**ask, **how).usage)
         for name, found in usages.items():
             time = median(usage.decode_ms for usage in found[1:])  # the first maps the weights
-            counts = [getattr(found[-1], count) for count in names]
-            ran[name] = Ran(*map(sum, zip(ran[name], [time, *counts], strict=True)))
+            old, new = ran[name], found[-1]
+            ran[name] = Ran(
+                old.ms + time,
+                old.generated + new.generated,
+                old.steps + new.steps,
+                old.drafted + new.drafted,
+                old.accepted + new.accepted,
+            )
     return ran
 
 

@@ -116,6 +116,20 @@ def test_a_speculator_at_fault_is_switched_off_where_it_failed(engine, guessed, 
     assert oracle.released == 2
 
 
+@pytest.mark.parametrize("at_fault", ["ran", "release"])
+def test_no_call_of_a_speculator_can_fail_a_request(engine, at_fault):
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError("by design")
+
+    truth = alone(engine)
+    oracle = Oracle(truth.ids, lambda place: place % 3 == 0)
+    setattr(oracle, at_fault, fails)
+    told, other = engine.add(PROMPT, speculator=oracle, **HOW), engine.add(PROMPT, **HOW)
+    run(engine, told, other)
+    assert told.draws == other.draws == truth.draws
+    assert "ZeroDivisionError: by design" in told.usage.undrafted
+
+
 @pytest.mark.parametrize("backend", [dict(threads=1), dict(backend="torch")])
 def test_guesses_whose_logits_are_not_finite_are_left_out(tmp_path, backend):
     """The request might never have met that id, and no other's bits may change."""

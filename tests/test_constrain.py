@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_law_company import Oracle, Served
 
 import seriatim
-from seriatim import registry, schemas
+from seriatim import grammars, registry, schemas
 from seriatim.codecs import _gguf, byte, text
 from seriatim.constraining import Constraints
 from seriatim.engine import constrain
@@ -545,9 +545,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (dict(choices=[str(n) for n in range(20_000)]), "choices has 20000 strings"),
     (dict(grammar=""), "grammar is ''"),
     (dict(grammar="start: a"), 'grammar: at 1.8.: unknown name: "a"'),
-    (dict(grammar="start: start"), "grammar allows no text"),
+    (dict(grammar="start: start"), "fulfils the rule 'start'"),
     (dict(grammar="start:"), "grammar allows no text"),
     (dict(grammar='a: "x"'), "no start rule"),
+    (dict(grammar='start: "x" start'), "no text that ends fulfils the rule 'start'"),
+    (dict(grammar='start: a | "y"\na: "x" (b "z")\nb: a+'), "fulfils the rule 'a'"),
     (dict(grammar='start: "a"\nb: <[7]>'), r"grammar, line 2: '<\[7\]>' cannot be honoured"),
     (dict(grammar="start: <|end|>"), "cannot be honoured"),
     (dict(grammar='start: %json {"foo": 1}'), "'%json' cannot be honoured"),
@@ -660,6 +662,17 @@ def test_a_recursion_with_a_way_out_is_none_without():
         {"type": ["object", "string"], "required": ["a"], "properties": {"a": {"$ref": "#"}}},
     ):  # fmt: skip
         assert schemas.check(schema).nodes
+
+
+@pytest.mark.parametrize("grammar", [
+    'start: "x" start?', 'start: "x" start*', 'start: "x" [start]', 'start: "x" start{0,3}',
+    'start: ("x" | start "y")', 'start: "start: " start | "z" // start',
+    'start: e\ne: e "+" t | t\nt: "(" e ")" | /[0-9]/', '?start: x\n!x: "a" -> b\n# q: q\n',
+    'start: x-y\nx-y: "a".."f" x-y | "q"', 'start: a\n%ignore / /\n%import common.INT\na: INT',
+])  # fmt: skip
+def test_a_grammar_with_an_end_is_none_without(grammar):
+    assert grammars.endless(grammar) is None
+    assert model("bytes").constraints.guides([], dict(grammar=grammar))
 
 
 def test_a_long_chain_of_references_is_read_in_no_time():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-from seriatim import schemas
+from seriatim import grammars, schemas
 from seriatim.codecs import Codec, Lawful, Spelt
 from seriatim.engine.constrain import Grammar, GrammarGuide, RuleGuide, Vocabulary, allows
 from seriatim.engine.options import token_ids
@@ -19,15 +19,6 @@ from seriatim.errors import RequestError, shown
 
 LONGEST = 1 << 16  # characters of a regex or a grammar
 MOST_CHOICES, LONGEST_CHOICES = 10_000, 1 << 18
-
-# What the grammars of llguidance have beyond rules, terminals and %ignore: ids by number or name,
-# schemas that nobody has checked, and options that act beside the mask.
-_LARK = re.compile(
-    r"""(?P<text>"(?:\\.|[^"\\\n])*"|//[^\n]*|\#[^\n]*|/(?:\\.|[^/\\\n])+/)"""
-    r"""|(?P<never>%(?!ignore\b|import\b|regex\b)\w*|<[^>\n]*>?|@\w*"""
-    r"""|\b(?:stop|stop_capture|max_tokens|temperature)\s*=)""",
-    re.DOTALL,
-)
 
 
 class Constraints:
@@ -166,14 +157,14 @@ def _json_schema(given: Any, made: Made) -> GrammarGuide:
 
 def _grammar(given: Any, made: Made) -> GrammarGuide:
     text = _text("grammar", given)
-    for found in _LARK.finditer(text):
-        if found["never"]:
-            line = text.count("\n", 0, found.start()) + 1
-            raise RequestError(
-                f"grammar, line {line}: {found['never']!r:.40} cannot be honoured whole",
-                expected="rules, terminals, %ignore and %import common",
-            )
-    return made(Grammar("grammar", text))
+    grammars.check(text)
+    guide = made(Grammar("grammar", text))
+    if rule := grammars.endless(text):
+        raise RequestError(
+            f"grammar: no text that ends fulfils the rule {rule!r:.80}",
+            expected="a way out of its recursion",
+        )
+    return guide
 
 
 GRAMMARS: dict[str, Callable[[Any, Made], GrammarGuide]] = {

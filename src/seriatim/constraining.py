@@ -17,7 +17,7 @@ from seriatim.engine.options import token_ids
 from seriatim.engine.request import Guide
 from seriatim.errors import RequestError, shown
 
-LONGEST = 1 << 16  # characters of a regex or a grammar
+LONGEST = {"regex": 1 << 12, "grammar": 1 << 14}  # characters; some take time by their square
 MOST_CHOICES, LONGEST_CHOICES = 10_000, 1 << 18
 
 
@@ -179,8 +179,9 @@ NAMES = frozenset(GRAMMARS)
 def _text(name: str, given: Any) -> str:
     if not isinstance(given, str) or not given:
         raise RequestError(f"{name} is {shown(given)}", expected="a string that is not empty")
-    if len(given) > LONGEST:
-        raise RequestError(f"{name} has {len(given)} characters", expected=f"at most {LONGEST}")
+    if len(given) > LONGEST[name]:
+        seen = f"{name} has {len(given)} characters"
+        raise RequestError(seen, expected=f"at most {LONGEST[name]}")
     return _encodable(name, given)
 
 

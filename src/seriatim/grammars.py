@@ -29,6 +29,7 @@ _TOKENS = re.compile(
 )
 _OPTIONAL = re.compile(r"[?*]|\{\s*0*\s*,.*\}|\{\s*0+\s*\}|~\s*0.*", re.DOTALL)
 
+LONGEST_PATTERNS = 1 << 12  # characters in all: some take time by their square
 NAMELESS = ("", "(")  # what stands outside any rule, or in brackets
 
 Rules = dict[str, list[list[str]]]  # by name: the ways to fulfil it, each of names it needs
@@ -40,7 +41,12 @@ def check(text: str) -> None:
     Raises:
         RequestError: that.
     """
+    patterns = 0
     for found in _TOKENS.finditer(text):
+        patterns += len(found[0]) if found[0][0] == "/" and found["text"] else 0
+        if patterns > LONGEST_PATTERNS:
+            seen = f"grammar has over {LONGEST_PATTERNS} characters of patterns"
+            raise RequestError(seen, expected="fewer")
         beside = found["never"] or "".join(re.findall(_NEVER, found["how"] or ""))
         if beside:
             line = text.count("\n", 0, found.start()) + 1

@@ -29,7 +29,9 @@ from seriatim.schema_keywords import (
 )
 
 LONGEST = 1 << 18  # characters of a schema as text
-MOST_SCHEMAS, MOST_VALUES = 5_000, 30_000  # within one: compiled in at most half a second
+MOST_VALUES = 30_000
+MOST_SCHEMAS, MOST_NAMES, MOST_PATTERNS = 2_000, 2_000, 64  # within one: compiled in a second
+LONGEST_PATTERNS = 1 << 12  # characters in all: some take time by their square
 DEEPEST = 48  # of values within values: llguidance's own limits are 128 of schemas, or of values
 TRIES = 64  # schemas compiled on their own to find which one is at fault
 NESTED = f"values within values at most {DEEPEST} deep"
@@ -79,6 +81,7 @@ class Schema:
             if len(self.nodes) + len(queue) > MOST_SCHEMAS:
                 raise wrong(path, f"there are over {MOST_SCHEMAS} schemas within the schema")
             queue += _inner(path, node)
+        self._measure()
         for path, node in self.nodes.items():
             self._resolve(path, node)
 
@@ -114,6 +117,20 @@ class Schema:
         if endless:
             seen = "the recursion has no end"
             raise wrong(min(endless), seen, "a value that needs no further one")
+
+    def _measure(self) -> None:
+        """Refuses what would take too long to compile."""
+        all_ = [node.content for node in self.nodes.values() if isinstance(node.content, dict)]
+        names = sum(len(schema.get("required", ())) for schema in all_)
+        properties = [pattern for s in all_ for pattern in s.get("patternProperties", ())]
+        patterns = sum(map(len, [*properties, *(s.get("pattern", "") for s in all_)]))
+        for what, count, most in (
+            ("required names", names, MOST_NAMES),
+            ("patternProperties", len(properties), MOST_PATTERNS),
+            ("characters of patterns", patterns, LONGEST_PATTERNS),
+        ):
+            if count > most:
+                raise RequestError(f"json_schema has {count} {what}", expected=f"at most {most}")
 
     def _ended(self) -> set[str]:
         """Schemas that finite documents fulfil, as far as recursion goes: the least fixed point."""

@@ -3,8 +3,8 @@
 Masks come from llguidance. Its matchers of one grammar share the automaton that they build as they
 go: its cost, and its limit, at which a request would fail for what others have asked. So a matcher
 at a limit is replaced by one of its own, brought to the same place with the least work there can
-be, and only what fails there fails: that depends on the ids alone. The limit is one of the whole
-automaton; one of each step would depend on what is built already.
+be, and only what fails there fails: that depends on the ids alone. (Of the work of one step it may
+do 25 times as much, so that what is built already by others can not decide.)
 
     guide = GrammarGuide(Vocabulary(pieces, 257), Grammar("regex", "start: /[0-9]+/"), ends=(256,))
     guide.mask([])
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 BYTES = 256
 
 MOST_STATES = 50_000  # of one automaton: 10 MB, and half a second in all
-ANY_FUEL = 1 << 40  # of one step
+MOST_ITEMS = 10_000  # of a parse at one place: about five for each property that may come
+STEP_FUEL, OWN_FUEL = 200_000, 5_000_000  # of one step: 14 ms; of a matcher that is alone
 KEPT = 16  # compiled grammars of a model
 
 # Every way to cut a text into ids is allowed; else a text that is forced would be only as
@@ -84,7 +85,9 @@ class Vocabulary:
             RequestError: it is no grammar, or too large.
         """
         with self._lock:
-            kept = self._kept.pop((grammar, first), None) or self.alone(grammar, first=first)
+            kept = self._kept.pop((grammar, first), None)
+            tokenizer = self.first if first else self.whole
+            kept = kept or compiled(tokenizer, grammar, STEP_FUEL)
             self._kept[grammar, first] = kept
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
@@ -92,7 +95,7 @@ class Vocabulary:
 
     def alone(self, grammar: Grammar, *, first: bool = False) -> "LLMatcher":
         """One that shares nothing."""
-        return compiled(self.first if first else self.whole, grammar)
+        return compiled(self.first if first else self.whole, grammar, OWN_FUEL)
 
     def forget(self, grammar: Grammar) -> None:
         """Keep what has met its limit no longer."""
@@ -126,7 +129,7 @@ class Vocabulary:
         return LLTokenizer(Words([*pieces, b"", *alone], self.end))  # pyright: ignore
 
 
-def compiled(tokenizer: "LLTokenizer", grammar: Grammar) -> "LLMatcher":
+def compiled(tokenizer: "LLTokenizer", grammar: Grammar, fuel: int) -> "LLMatcher":
     """The automaton of a grammar, at its start.
 
     Raises:
@@ -135,7 +138,10 @@ def compiled(tokenizer: "LLTokenizer", grammar: Grammar) -> "LLMatcher":
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(
-        max_lexer_states=MOST_STATES, step_lexer_fuel=ANY_FUEL, verbose_errors=False
+        max_lexer_states=MOST_STATES,
+        max_items_in_row=MOST_ITEMS,
+        step_lexer_fuel=fuel,
+        verbose_errors=False,
     )
     text = LLMatcher.grammar_from_lark(grammar.text + FOOTER)
     made = LLMatcher(tokenizer, text, log_level=0, limits=limits)

@@ -69,7 +69,7 @@ CALLS: list[tuple[str, Call, list[str]]] = [
         ["max_token", "mean max_tokens?"],
     ),
     ("another", lambda m: m.generate("ab", temprature=1), ["temprature", "mean temperature?"]),
-    ("an option of later", lambda m: m.generate("ab", regex="a*"), ["unknown", "regex", "top_p"]),
+    ("no constraint", lambda m: m.generate("ab", regex="a*("), ["regex", "unclosed group"]),
     (
         "more ends than room",
         lambda m: m.generate("ab", min_tokens=4, max_tokens=3),

@@ -1,8 +1,8 @@
 """From the options regex, choices, json_schema and grammar to the guides of a request.
 
 What can be refused is refused here, before the request is queued and in its caller's thread; that
-is also where automata are compiled. Nothing of them is shared or kept (`engine/constrain.py` says
-why), so that any number of different schemas takes no more memory than one.
+is also where automata are compiled. A model keeps its last few (`engine/constrain.py`), so that any
+number of different schemas takes no more memory than those.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 
 from seriatim import grammars, schemas
 from seriatim.codecs import Codec, Lawful, Spelt
-from seriatim.engine.constrain import Grammar, GrammarGuide, RuleGuide, Vocabulary, allows
+from seriatim.engine.constrain import Grammar, GrammarGuide, RuleGuide, Vocabulary, allows, fault
 from seriatim.engine.options import token_ids
 from seriatim.engine.request import Guide
 from seriatim.errors import RequestError, shown
@@ -33,6 +33,7 @@ class Constraints:
     def __init__(self, codec: Codec | None, size: int, ends: Sequence[int]) -> None:
         self._codec, self._size = codec, size
         self._ends = tuple(id for id in ends if id < size)
+        self._rule = codec if isinstance(codec, Lawful) else None
 
     def guides(self, prompt: Sequence[int], options: Mapping[str, Any]) -> tuple[Guide, ...]:
         """The guides of one request; another must not be given the same.
@@ -50,8 +51,8 @@ class Constraints:
             first, second, *_ = asked
             raise RequestError(f"{first} and {second} are both given", expected="one of them")
         guides: list[Guide] = [self._by_text(prompt, *one, options) for one in asked.items()]
-        if isinstance(self._codec, Lawful):
-            guides.append(self._by_rule(self._codec, prompt, options))
+        if self._rule is not None:
+            guides.append(self._by_rule(self._rule, prompt, options))
         if guides and options.get("forced_ids"):
             self._follow(guides, token_ids("forced_ids", options["forced_ids"], self._size))
         return tuple(guides)
@@ -138,21 +139,15 @@ def _choices(given: Any, made: Made) -> GrammarGuide:
 
 def _json_schema(given: Any, made: Made) -> GrammarGuide:
     schema = schemas.check(given)
-
-    def complaint(text: str) -> str:
-        try:
-            made(Grammar("", f"start: %json {text}"))
-        except RequestError as error:
-            return error.seen.removeprefix(": ")
-        return ""
-
     try:
         return made(Grammar("json_schema", f"start: %json {schema.text()}"))
     except RequestError as error:
         seen = error.seen.removeprefix("json_schema: ")
         if seen.startswith("oneOf"):
             seen = "oneOf, and one value may match several of its schemas"
-        raise schemas.wrong(schema.blame(complaint), seen) from error
+        raise schemas.wrong(
+            schema.blame(lambda text: fault(f"start: %json {text}")), seen
+        ) from error
 
 
 def _grammar(given: Any, made: Made) -> GrammarGuide:

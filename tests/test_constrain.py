@@ -640,6 +640,8 @@ SCHEMAS: list[tuple[Any, str]] = [
     ({"required": ["a", "a"]}, "names something twice"),
     ({"required": "a"}, "required is 'a'"),
     ({3: 4}, "a key is 3"),
+    ({"properties": {"\ud800": {}}}, "at /properties: a text has half a surrogate pair"),
+    ('{"const": "\\ud800"}', "at /const: a text has half a surrogate pair"),
     ({"default": {1, 2}}, "at /default: the value is {1, 2}"),
     ({"properties": {"a": 3}}, "at /properties/a: a schema is 3"),
     ({"type": "object", "minProperties": 2}, "minProperties is 2; expected at most 1"),

@@ -43,11 +43,24 @@ def _requesting(
     min_tokens: int = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
+    typical_p: float = 1.0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    xtc_probability: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
+    xtc_threshold: float = 0.1,
+    dynatemp_range: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
+    dynatemp_exponent: float = 1.0,
+    filters: Annotated[
+        str | None, typer.Option(help="In order, such as min_p,temperature.")
+    ] = None,
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
+    dry_multiplier: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
+    dry_base: float = 1.75,
+    dry_allowed_length: int = 2,
+    dry_range: Annotated[int, typer.Option(help="How many last ids; 0 is all.")] = 0,
+    dry_breakers: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
     logit_bias: Annotated[
         list[str] | None, typer.Option(help="ID=NUMBER; may be repeated.")
     ] = None,
@@ -78,6 +91,10 @@ def _requesting(
     grammar: Annotated[
         str | None, typer.Option(help="Of the text: rules such as start: ..., or their file.")
     ] = None,
+    loop_limit: Annotated[
+        int, typer.Option(help="Ends once the last ids repeat so often; 0 is off.")
+    ] = 0,
+    loop_length: Annotated[int, typer.Option(help="The most ids of what repeats.")] = 64,
 ) -> None:
     """The options of a request, for the commands that generate."""
 
@@ -118,6 +135,11 @@ def request_options(asked: dict[str, Any]) -> dict[str, Any]:
     options |= _constraints(options)
     if "choice" in options:
         options["choices"] = [typed("--choice", text) for text in options.pop("choice")]
+    if "filters" in options:
+        options["filters"] = options["filters"].replace(",", " ").split()
+    if "dry_breakers" in options:
+        breakers = options["dry_breakers"]
+        options["dry_breakers"] = [typed("--dry-breakers", text) for text in breakers]
     return options | {"stop": [typed("--stop", text) for text in asked["stop"] or ()]}
 
 

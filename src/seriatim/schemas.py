@@ -203,30 +203,32 @@ def _plain(content: dict[str, Any]) -> None:
         path, value, depth = queue.pop()
         if depth > DEEPEST:
             raise wrong(f"{path:.200}", f"values are nested over {DEEPEST} deep", NESTED)
-        held = value if isinstance(value, dict | list) else ()
-        values += len(held)
+        values += len(value) if isinstance(value, dict | list) else 0
         if values > MOST_VALUES:
-            seen = (
-                f"json_schema has {values} values or more, the last of them at {path or 'its root'}"
-            )
+            seen = f"json_schema has {values} values or more, the last at {path or 'its root'}"
             raise RequestError(seen, expected=f"at most {MOST_VALUES}")
+        characters += sum(map(len, _texts(path, value)))
         if isinstance(value, dict):
-            if bad := [key for key in value if not isinstance(key, str)]:
-                raise wrong(path, f"a key is {shown(bad[0])}", "strings")
             queue += [(f"{path}/{escaped(k)}", v, depth + 1) for k, v in value.items()]
         elif isinstance(value, list):
             queue += [(f"{path}/{n}", v, depth + 1) for n, v in enumerate(value)]
-        elif not (value is None or isinstance(value, str | int) or _finite(value)):
-            raise wrong(path, f"the value is {shown(value)}", "what JSON can say")
-        texts = [value] if isinstance(value, str) else held if isinstance(value, dict) else ()
-        characters += sum(map(len, texts))
     if characters > LONGEST:
         seen = f"json_schema has {characters} characters"
         raise RequestError(seen, expected=f"at most {LONGEST}")
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, float) and isfinite(value)
+def _texts(path: str, value: Any) -> list[str]:
+    """The strings that a value is, or that are its keys."""
+    if isinstance(value, float) and isfinite(value):
+        return []
+    if not (value is None or isinstance(value, str | int | list | dict)):
+        raise wrong(path, f"the value is {shown(value)}", "what JSON can say")
+    texts = [value] if isinstance(value, str) else [*value] if isinstance(value, dict) else []
+    if bad := [key for key in texts if not isinstance(key, str)]:
+        raise wrong(path, f"a key is {shown(bad[0])}", "strings")
+    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+        raise wrong(path, "a text has half a surrogate pair", "what UTF-8 can hold")
+    return texts
 
 
 def _inner(path: str, node: Node) -> list[tuple[str, Node]]:

@@ -74,6 +74,7 @@ CALLS: list[tuple[str, Call, list[str]]] = [
         lambda m: m.generate("ab", mirostat=2),
         ["unknown", "mirostat", "nearest of"],
     ),
+    ("no constraint", lambda m: m.generate("ab", regex="a*("), ["regex", "unclosed group"]),
     (
         "more ends than room",
         lambda m: m.generate("ab", min_tokens=4, max_tokens=3),

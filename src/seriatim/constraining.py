@@ -1,8 +1,8 @@
 """From the options regex, choices, json_schema and grammar to the guides of a request.
 
 What can be refused is refused here, before the request is queued and in its caller's thread; that
-is also where automata are compiled. Nothing of them is shared or kept (`engine/constrain.py` says
-why), so that any number of different schemas takes no more memory than one.
+is also where automata are compiled. A model keeps its last few (`engine/constrain.py`), so that any
+number of different schemas takes no more memory than those.
 """
 
 import re
@@ -10,24 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-from seriatim import schemas
+from seriatim import grammars, schemas
 from seriatim.codecs import Codec, Lawful, Spelt
-from seriatim.engine.constrain import Grammar, GrammarGuide, RuleGuide, Vocabulary, allows
+from seriatim.engine.constrain import Grammar, GrammarGuide, RuleGuide, Vocabulary, allows, fault
 from seriatim.engine.options import token_ids
 from seriatim.engine.request import Guide
 from seriatim.errors import RequestError, shown
 
-LONGEST = 1 << 16  # characters of a regex or a grammar
+LONGEST = {"regex": 1 << 12, "grammar": 1 << 14}  # characters; some take time by their square
 MOST_CHOICES, LONGEST_CHOICES = 10_000, 1 << 18
-
-# What the grammars of llguidance have beyond rules, terminals and %ignore: ids by number or name,
-# schemas that nobody has checked, and options that act beside the mask.
-_LARK = re.compile(
-    r"""(?P<text>"(?:\\.|[^"\\\n])*"|//[^\n]*|\#[^\n]*|/(?:\\.|[^/\\\n])+/)"""
-    r"""|(?P<never>%(?!ignore\b|import\b|regex\b)\w*|<[^>\n]*>?|@\w*"""
-    r"""|\b(?:stop|stop_capture|max_tokens|temperature)\s*=)""",
-    re.DOTALL,
-)
 
 
 class Constraints:
@@ -42,6 +33,7 @@ class Constraints:
     def __init__(self, codec: Codec | None, size: int, ends: Sequence[int]) -> None:
         self._codec, self._size = codec, size
         self._ends = tuple(id for id in ends if id < size)
+        self._rule = codec if isinstance(codec, Lawful) else None
 
     def guides(self, prompt: Sequence[int], options: Mapping[str, Any]) -> tuple[Guide, ...]:
         """The guides of one request; another must not be given the same.
@@ -59,8 +51,8 @@ class Constraints:
             first, second, *_ = asked
             raise RequestError(f"{first} and {second} are both given", expected="one of them")
         guides: list[Guide] = [self._by_text(prompt, *one, options) for one in asked.items()]
-        if isinstance(self._codec, Lawful):
-            guides.append(self._by_rule(self._codec, prompt, options))
+        if self._rule is not None:
+            guides.append(self._by_rule(self._rule, prompt, options))
         if guides and options.get("forced_ids"):
             self._follow(guides, token_ids("forced_ids", options["forced_ids"], self._size))
         return tuple(guides)
@@ -147,33 +139,27 @@ def _choices(given: Any, made: Made) -> GrammarGuide:
 
 def _json_schema(given: Any, made: Made) -> GrammarGuide:
     schema = schemas.check(given)
-
-    def complaint(text: str) -> str:
-        try:
-            made(Grammar("", f"start: %json {text}"))
-        except RequestError as error:
-            return error.seen.removeprefix(": ")
-        return ""
-
     try:
         return made(Grammar("json_schema", f"start: %json {schema.text()}"))
     except RequestError as error:
         seen = error.seen.removeprefix("json_schema: ")
         if seen.startswith("oneOf"):
             seen = "oneOf, and one value may match several of its schemas"
-        raise schemas.wrong(schema.blame(complaint), seen) from error
+        raise schemas.wrong(
+            schema.blame(lambda text: fault(f"start: %json {text}")), seen
+        ) from error
 
 
 def _grammar(given: Any, made: Made) -> GrammarGuide:
     text = _text("grammar", given)
-    for found in _LARK.finditer(text):
-        if found["never"]:
-            line = text.count("\n", 0, found.start()) + 1
-            raise RequestError(
-                f"grammar, line {line}: {found['never']!r:.40} cannot be honoured whole",
-                expected="rules, terminals, %ignore and %import common",
-            )
-    return made(Grammar("grammar", text))
+    grammars.check(text)
+    guide = made(Grammar("grammar", text))
+    if rule := grammars.endless(text):
+        raise RequestError(
+            f"grammar: no text that ends fulfils the rule {rule!r:.80}",
+            expected="a way out of its recursion",
+        )
+    return guide
 
 
 GRAMMARS: dict[str, Callable[[Any, Made], GrammarGuide]] = {
@@ -188,8 +174,9 @@ NAMES = frozenset(GRAMMARS)
 def _text(name: str, given: Any) -> str:
     if not isinstance(given, str) or not given:
         raise RequestError(f"{name} is {shown(given)}", expected="a string that is not empty")
-    if len(given) > LONGEST:
-        raise RequestError(f"{name} has {len(given)} characters", expected=f"at most {LONGEST}")
+    if len(given) > LONGEST[name]:
+        seen = f"{name} has {len(given)} characters"
+        raise RequestError(seen, expected=f"at most {LONGEST[name]}")
     return _encodable(name, given)
 
 

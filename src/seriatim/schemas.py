@@ -29,7 +29,9 @@ from seriatim.schema_keywords import (
 )
 
 LONGEST = 1 << 18  # characters of a schema as text
-MOST_SCHEMAS, MOST_VALUES = 5_000, 30_000  # within one: compiled in at most half a second
+MOST_VALUES = 30_000
+MOST_SCHEMAS, MOST_NAMES, MOST_PATTERNS = 2_000, 2_000, 64  # within one: compiled in a second
+LONGEST_PATTERNS = 1 << 12  # characters in all: some take time by their square
 DEEPEST = 48  # of values within values: llguidance's own limits are 128 of schemas, or of values
 TRIES = 64  # schemas compiled on their own to find which one is at fault
 NESTED = f"values within values at most {DEEPEST} deep"
@@ -79,6 +81,7 @@ class Schema:
             if len(self.nodes) + len(queue) > MOST_SCHEMAS:
                 raise wrong(path, f"there are over {MOST_SCHEMAS} schemas within the schema")
             queue += _inner(path, node)
+        self._measure()
         for path, node in self.nodes.items():
             self._resolve(path, node)
 
@@ -114,6 +117,20 @@ class Schema:
         if endless:
             seen = "the recursion has no end"
             raise wrong(min(endless), seen, "a value that needs no further one")
+
+    def _measure(self) -> None:
+        """Refuses what would take too long to compile."""
+        all_ = [node.content for node in self.nodes.values() if isinstance(node.content, dict)]
+        names = sum(len(schema.get("required", ())) for schema in all_)
+        properties = [pattern for s in all_ for pattern in s.get("patternProperties", ())]
+        patterns = sum(map(len, [*properties, *(s.get("pattern", "") for s in all_)]))
+        for what, count, most in (
+            ("required names", names, MOST_NAMES),
+            ("patternProperties", len(properties), MOST_PATTERNS),
+            ("characters of patterns", patterns, LONGEST_PATTERNS),
+        ):
+            if count > most:
+                raise RequestError(f"json_schema has {count} {what}", expected=f"at most {most}")
 
     def _ended(self) -> set[str]:
         """Schemas that finite documents fulfil, as far as recursion goes: the least fixed point."""
@@ -186,30 +203,32 @@ def _plain(content: dict[str, Any]) -> None:
         path, value, depth = queue.pop()
         if depth > DEEPEST:
             raise wrong(f"{path:.200}", f"values are nested over {DEEPEST} deep", NESTED)
-        held = value if isinstance(value, dict | list) else ()
-        values += len(held)
+        values += len(value) if isinstance(value, dict | list) else 0
         if values > MOST_VALUES:
-            seen = (
-                f"json_schema has {values} values or more, the last of them at {path or 'its root'}"
-            )
+            seen = f"json_schema has {values} values or more, the last at {path or 'its root'}"
             raise RequestError(seen, expected=f"at most {MOST_VALUES}")
+        characters += sum(map(len, _texts(path, value)))
         if isinstance(value, dict):
-            if bad := [key for key in value if not isinstance(key, str)]:
-                raise wrong(path, f"a key is {shown(bad[0])}", "strings")
             queue += [(f"{path}/{escaped(k)}", v, depth + 1) for k, v in value.items()]
         elif isinstance(value, list):
             queue += [(f"{path}/{n}", v, depth + 1) for n, v in enumerate(value)]
-        elif not (value is None or isinstance(value, str | int) or _finite(value)):
-            raise wrong(path, f"the value is {shown(value)}", "what JSON can say")
-        texts = [value] if isinstance(value, str) else held if isinstance(value, dict) else ()
-        characters += sum(map(len, texts))
     if characters > LONGEST:
         seen = f"json_schema has {characters} characters"
         raise RequestError(seen, expected=f"at most {LONGEST}")
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, float) and isfinite(value)
+def _texts(path: str, value: Any) -> list[str]:
+    """The strings that a value is, or that are its keys."""
+    if isinstance(value, float) and isfinite(value):
+        return []
+    if not (value is None or isinstance(value, str | int | list | dict)):
+        raise wrong(path, f"the value is {shown(value)}", "what JSON can say")
+    texts = [value] if isinstance(value, str) else [*value] if isinstance(value, dict) else []
+    if bad := [key for key in texts if not isinstance(key, str)]:
+        raise wrong(path, f"a key is {shown(bad[0])}", "strings")
+    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+        raise wrong(path, "a text has half a surrogate pair", "what UTF-8 can hold")
+    return texts
 
 
 def _inner(path: str, node: Node) -> list[tuple[str, Node]]:

@@ -3,8 +3,8 @@
 Masks come from llguidance. Its matchers of one grammar share the automaton that they build as they
 go: its cost, and its limit, at which a request would fail for what others have asked. So a matcher
 at a limit is replaced by one of its own, brought to the same place with the least work there can
-be, and only what fails there fails: that depends on the ids alone. The limit is one of the whole
-automaton; one of each step would depend on what is built already.
+be, and only what fails there fails: that depends on the ids alone. (Of the work of one step it may
+do 25 times as much, so that what is built already by others can not decide.)
 
     guide = GrammarGuide(Vocabulary(pieces, 257), Grammar("regex", "start: /[0-9]+/"), ends=(256,))
     guide.mask([])
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 BYTES = 256
 
 MOST_STATES = 50_000  # of one automaton: 10 MB, and half a second in all
-ANY_FUEL = 1 << 40  # of one step
+MOST_ITEMS = 10_000  # of a parse at one place: about five for each property that may come
+STEP_FUEL, OWN_FUEL = 200_000, 5_000_000  # of one step: 14 ms; of a matcher that is alone
 KEPT = 16  # compiled grammars of a model
 
 # Every way to cut a text into ids is allowed; else a text that is forced would be only as
@@ -84,15 +85,18 @@ class Vocabulary:
             RequestError: it is no grammar, or too large.
         """
         with self._lock:
-            kept = self._kept.pop((grammar, first), None) or self.alone(grammar, first=first)
+            kept = self._kept.pop((grammar, first), None)
+        if kept is None:  # others do not wait for it
+            kept = compiled(self.first if first else self.whole, grammar, STEP_FUEL)
+        with self._lock:
             self._kept[grammar, first] = kept
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-            return kept.deep_copy()
+        return kept.deep_copy()
 
     def alone(self, grammar: Grammar, *, first: bool = False) -> "LLMatcher":
         """One that shares nothing."""
-        return compiled(self.first if first else self.whole, grammar)
+        return compiled(self.first if first else self.whole, grammar, OWN_FUEL)
 
     def forget(self, grammar: Grammar) -> None:
         """Keep what has met its limit no longer."""
@@ -126,7 +130,7 @@ class Vocabulary:
         return LLTokenizer(Words([*pieces, b"", *alone], self.end))  # pyright: ignore
 
 
-def compiled(tokenizer: "LLTokenizer", grammar: Grammar) -> "LLMatcher":
+def compiled(tokenizer: "LLTokenizer", grammar: Grammar, fuel: int) -> "LLMatcher":
     """The automaton of a grammar, at its start.
 
     Raises:
@@ -135,18 +139,28 @@ def compiled(tokenizer: "LLTokenizer", grammar: Grammar) -> "LLMatcher":
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(
-        max_lexer_states=MOST_STATES, step_lexer_fuel=ANY_FUEL, verbose_errors=False
+        max_lexer_states=MOST_STATES,
+        max_items_in_row=MOST_ITEMS,
+        step_lexer_fuel=fuel,
+        verbose_errors=False,
     )
     text = LLMatcher.grammar_from_lark(grammar.text + FOOTER)
     made = LLMatcher(tokenizer, text, log_level=0, limits=limits)
     if made.is_error():
-        raise RequestError(f"{grammar.option}: {reason(made)}")
+        raise RequestError(f"{grammar.option}: {reason(made.get_error())}")
     return made
 
 
-def reason(matcher: "LLMatcher") -> str:
+def fault(grammar: str) -> str:
+    """What is wrong with a grammar, or ""; nothing is kept of it."""
+    from llguidance import LLMatcher
+
+    return reason(LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)))
+
+
+def reason(text: str) -> str:
     """What llguidance says is wrong, without the grammar and its own state."""
-    text = matcher.get_error().split("<backtrace>")[0].split("<non-verbose/>")[0]
+    text = text.split("<backtrace>")[0].split("<non-verbose/>")[0]
     text = text.split("failed to compile JSON schema: ")[-1].split(" (in regex): ")[-1]
     text = text.split("\n   1 | ")[0].split("while processing")[0]
     return f"{' '.join(text.split()).removeprefix('panic: '):.300}"
@@ -161,6 +175,13 @@ def _set(words: np.ndarray, ids: Iterable[int], to: bool = True) -> None:
     for id in ids:
         bit = np.uint32(1 << (id & 31))
         words[id >> 5] = words[id >> 5] | bit if to else words[id >> 5] & ~bit
+
+
+def _cut(words: np.ndarray, size: int) -> np.ndarray:
+    """No bit beyond the vocabulary."""
+    if size & 31:
+        words[-1] &= np.uint32((1 << (size & 31)) - 1)
+    return words
 
 
 class GrammarGuide:
@@ -204,7 +225,7 @@ class GrammarGuide:
         if self._matcher.is_accepting():
             _set(words, self._ends)
         if not words.any():
-            self._start(self._vocabulary.matcher)  # one that has met an end stays there
+            self._start(self._vocabulary.matcher)  # one that has met an end stays at it
             raise RequestError(
                 f"{self._grammar.option}: no id may follow the {len(ids)} generated",
                 expected="a constraint that the vocabulary can spell, and end ids where it ends",
@@ -274,10 +295,7 @@ class GrammarGuide:
         words = np.empty(-(-(size + 1 + BYTES) // 32), np.uint32)
         matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         _check(matcher)
-        words = words[:kept]
-        if size & 31:
-            words[-1] &= np.uint32((1 << (size & 31)) - 1)
-        return words
+        return _cut(words[:kept], size)
 
     def _go(self, ids: Sequence[int]) -> None:
         """Go on from where the matcher is, or back to where it left `ids`."""
@@ -314,7 +332,7 @@ class _Limit(Exception):
 
 def _check(matcher: "LLMatcher") -> None:
     """Its word for "nothing follows" is no error here: the mask says that."""
-    if matcher.is_error() and "NoExtension" not in (text := reason(matcher)):
+    if matcher.is_error() and "NoExtension" not in (text := reason(matcher.get_error())):
         raise _Limit(text)
 
 
@@ -349,6 +367,7 @@ class RuleGuide:
         given = self._legal(ids)
         words = np.zeros(-(-self._size // 32), np.uint32)
         words[: len(given)] = given[: len(words)]
+        _cut(words, self._size)
         if self._ignore:
             _set(words, self._ends, False)
         elif any(allows(words, id) for id in self._ends):

@@ -42,7 +42,7 @@ BESIDE = {
         "selecting",
         "speculating",
     },
-    "beaming": {"candidates", "constraining", "requesting", "results"},
+    "beaming": {"breakers", "candidates", "constraining", "requesting", "results"},
     "selecting": {"answers", "candidates", "overlap", "requesting", "results"},
     "candidates": {"results"},
     "requesting": {"breakers", "constraining", "results", "scoring", "speculating"},

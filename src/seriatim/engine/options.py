@@ -160,7 +160,7 @@ def _speculation(options: Options) -> None:
 
 
 def _speculator(name: str, value: Any, _: int) -> str:
-    if value not in SPECULATORS:
+    if not isinstance(value, str) or value not in SPECULATORS:
         expected = " or ".join(map(repr, SPECULATORS))
         raise RequestError(f"{name} is {shown(value)}", expected=expected)
     return value
@@ -244,9 +244,10 @@ def _filters(name: str, value: Any, _: int) -> tuple[str, ...]:
 
 def _limit(name: str, value: Any, _: int) -> int:
     """0, or at least 2: one occurrence repeats nothing."""
-    if value == 1 and not isinstance(value, bool):
+    number = whole(name, value, 0)
+    if number == 1:
         raise RequestError(f"{name} is 1", expected="0 (off), or 2 or more")
-    return whole(name, value, 0)
+    return number
 
 
 def _processors(name: str, value: Any, _: int) -> tuple:

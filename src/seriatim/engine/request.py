@@ -110,6 +110,7 @@ class Request:
     rows_from: int = 0
     guides: tuple[Guide, ...] = ()
     speculator: Speculator | None = None
+    home: object = None  # the scheduler of the engine that took it
     wake: Callable[[], object] = _nobody  # told after each step of a thread that moved it
     computed: int = 0
     started: bool = False  # it has run once, whether or not it does now

@@ -19,8 +19,9 @@ LEVELS = {
     "codecs": 1, "files": 1, "kernels": 1, "_native": 1,
     "models": 2,
     "engine": 3, "quant": 3,
-    "api": 4, "results": 4, "scoring": 4, "loading": 4, "requesting": 4, "breakers": 4,
     "speculating": 4, "constraining": 4, "schemas": 4, "schema_keywords": 4,
+    "api": 4, "results": 4, "scoring": 4, "loading": 4, "requesting": 4, "breakers": 4,
+    "prefixes": 4,
     "quantising": 4, "exporting": 4,
     "beaming": 4, "selecting": 4, "candidates": 4, "answers": 4, "overlap": 4,
     "train": 5, "measure": 5, "serve": 5, "scale": 5,
@@ -34,6 +35,7 @@ BESIDE = {
     "api": {
         "beaming",
         "constraining",
+        "prefixes",
         "results",
         "requesting",
         "scoring",

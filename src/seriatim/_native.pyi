@@ -61,6 +61,12 @@ class Plan:
     def matrix(self, data: np.ndarray, kind: str, rows: int, columns: int) -> int: ...
     def resize(self, blocks: int) -> None: ...
     def copy(self, source: int, target: int) -> None: ...
+    def read(self, block: int, positions: int) -> np.ndarray:
+        """The first positions' bytes of a cache block, zeros for the others: uint8 [bytes]."""
+
+    def write(self, block: int, bytes: np.ndarray) -> None:
+        """What `read` gave becomes a block's contents."""
+
     def poison(self, block: int) -> None:
         """Fill a cache block with NaN."""
 

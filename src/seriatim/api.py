@@ -5,12 +5,14 @@ that generates nothing, the whole answer is the end of the stream.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from math import log
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seriatim import beaming, requesting, selecting
+from seriatim import beaming, prefixes, requesting, selecting
 from seriatim.codecs import Codec
 from seriatim.constraining import Constraints
 from seriatim.engine.cache import BlockPool
@@ -41,11 +43,13 @@ class Model:
         *,
         blocks: int,
         weight_bytes: int,
+        precision: str,
         facts: str,
         load: Callable[..., "Model"],
     ) -> None:
         self.checkpoint, self.codec, self.runtime = source, codec, run
         self.load = load  # this model or another, as this one was loaded but for what is given
+        self.precision = precision  # the types of its weights, as loaded
         self.weight_bytes = weight_bytes  # as loaded: precision may differ from what is stored
         self.pool = BlockPool(blocks, run.resize)
         self.vocab_size = source.spec.vocab_size
@@ -191,6 +195,50 @@ class Model:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """What `generate` conditions on: the prompt's ids and what the model puts in front."""
         return prompt_ids(self, prompt)
+
+    def save_prefix(self, prompt: Prompt, path: str | Path) -> int:
+        """Write a prompt's keys and values to a file, whole or not at all.
+
+        Args:
+            prompt: as for `generate`.
+            path: the file, replaced if it is there.
+
+        Returns:
+            how many ids it holds.
+
+        Raises:
+            RequestError, ResourceError: the prompt cannot be computed.
+            FileError: the file cannot be written.
+
+        Example:
+            >>> import seriatim
+            >>> model = seriatim.load("tales", threads=1)
+            >>> saved = model.save_prefix("Once upon a time there was", "once.safetensors")
+            >>> model.load_prefix("once.safetensors") == saved
+            True
+        """
+        return prefixes.save(self, self.cache_key, self.prompt_ids(prompt), path)
+
+    def load_prefix(self, path: str | Path, *, tenant: str = "") -> int:
+        """Keep a saved prompt in the cache, as if it had just been computed.
+
+        Args:
+            path: what `save_prefix` wrote, with this model as it is loaded here.
+            tenant: whose requests may find it.
+
+        Returns:
+            how many ids it holds.
+
+        Raises:
+            FileError: damaged, or made with another model, codec, precision, backend or kv type.
+            ResourceError: the cache has too few blocks that are not in use.
+        """
+        return prefixes.load(self, self.cache_key, path, tenant)
+
+    @cached_property
+    def cache_key(self) -> dict[str, str]:
+        """What its keys and values depend on beside the ids; the first use reads every weight."""
+        return prefixes.key(self)
 
     # ---------------------------------------------------------------- scoring
 

@@ -81,10 +81,6 @@ def _requesting(
         int | None, typer.Option(help="Guesses in a step.", show_default="as many as pay")
     ] = None,
     ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on past end ids.")] = False,
-    loop_limit: Annotated[
-        int, typer.Option(help="Ends once the last ids repeat so often; 0 is off.")
-    ] = 0,
-    loop_length: Annotated[int, typer.Option(help="The most ids of what repeats.")] = 64,
     regex: Annotated[str | None, typer.Option(help="What the text must match whole.")] = None,
     choice: Annotated[
         list[str] | None, typer.Option(help="What the text may be; may be repeated.")
@@ -95,6 +91,10 @@ def _requesting(
     grammar: Annotated[
         str | None, typer.Option(help="Of the text: rules such as start: ..., or their file.")
     ] = None,
+    loop_limit: Annotated[
+        int, typer.Option(help="Ends once the last ids repeat so often; 0 is off.")
+    ] = 0,
+    loop_length: Annotated[int, typer.Option(help="The most ids of what repeats.")] = 64,
 ) -> None:
     """The options of a request, for the commands that generate."""
 
@@ -132,14 +132,14 @@ def request_options(asked: dict[str, Any]) -> dict[str, Any]:
             options[name] = parse_ids(f"--{name.replace('_', '-')}", options[name])
     if "logit_bias" in options:
         options["logit_bias"] = dict(map(parse_bias, options["logit_bias"]))
+    options |= _constraints(options)
+    if "choice" in options:
+        options["choices"] = [typed("--choice", text) for text in options.pop("choice")]
     if "filters" in options:
         options["filters"] = options["filters"].replace(",", " ").split()
     if "dry_breakers" in options:
         breakers = options["dry_breakers"]
         options["dry_breakers"] = [typed("--dry-breakers", text) for text in breakers]
-    options |= _constraints(options)
-    if "choice" in options:
-        options["choices"] = [typed("--choice", text) for text in options.pop("choice")]
     return options | {"stop": [typed("--stop", text) for text in asked["stop"] or ()]}
 
 

@@ -147,11 +147,8 @@ def open_stream(
     if model.codec is not None:
         minimum = named.get("min_tokens", 0)
         watch = Watch(model.codec.stream(after=ids), stops, minimum=minimum)
-<<<<<<< HEAD
     top = logprobs("prompt_logprobs", named.pop("prompt_logprobs", False))
     scores = None if top is None else Logprobs(ids, top=top)
-=======
->>>>>>> sampling
     guides = model.constraints.guides(ids, named)
     named = {name: value for name, value in named.items() if name not in constraining.NAMES}
     request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, guides=guides, **named)

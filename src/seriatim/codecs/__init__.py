@@ -66,6 +66,10 @@ class Codec(Protocol):
         """The ids of `raw` alone: nothing is added, special-looking text is plain text."""
         ...
 
+    def weave(self, parts: Sequence[str | int]) -> list[int]:
+        """The ids of text with special ids between, as if their texts stood there and counted."""
+        ...
+
     def prompt(self, raw: Any, /) -> list[int]:
         """`start` and the ids of `raw`."""
         ...

@@ -36,6 +36,10 @@ class ByteCodec:
         """
         return list(self.canonical(raw))
 
+    def weave(self, parts: Sequence[str | int]) -> list[int]:
+        """The ids of text with special ids between."""
+        return [id for p in parts for id in ([p] if isinstance(p, int) else self.encode(p))]
+
     def prompt(self, raw: bytes | str, /) -> list[int]:
         """The start id and the bytes."""
         return [*self.start, *self.encode(raw)]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from seriatim.codecs import _sources
@@ -97,6 +98,21 @@ class TextCodec:
             raise _inexpressible(seen, meant)
         return ids
 
+    def weave(self, parts: Sequence[str | int]) -> list[int]:
+        """The ids of text with special ids between, as if their texts stood there and counted.
+
+        Raises:
+            RequestError: an id that is not special, or text as for `encode`.
+        """
+        for part in parts:
+            if isinstance(part, str):
+                self.encode(part)  # refuses what cannot be expressed
+            elif part not in self._aliases[1]:
+                raise RequestError(f"{part} is no special id", expected="one of codec.specials")
+        tokenizer, texts, ids = self._aliases
+        text = "".join(part if isinstance(part, str) else texts[part] for part in parts)
+        return [ids.get(id, id) for id in tokenizer.encode(text, add_special_tokens=False).ids]
+
     def prompt(self, raw: str, /) -> list[int]:
         """`start` and the ids of `raw`."""
         return [*self.start, *self.encode(raw)]
@@ -151,6 +167,24 @@ class TextCodec:
     def _added(self) -> str:
         found = sorted(self._plain.values(), key=len, reverse=True)
         return f"({'|'.join(map(re.escape, found))})"
+
+    @cached_property
+    def _aliases(self) -> tuple["Tokenizer", dict[int, str], dict[int, int]]:
+        """The tokenizer with a second name for each special id, read wherever it stands.
+
+        Nobody can guess the names, which are new in every process; they take the whitespace that
+        the special texts take. Returned with them: names by special id, special ids by theirs.
+        """
+        from tokenizers import AddedToken, Tokenizer
+
+        made, secret = Tokenizer.from_str(self._tokenizer.to_str()), token_hex(16)
+        made.encode_special_tokens = True
+        added = self._tokenizer.get_added_tokens_decoder()
+        names = {id: f"\ufdd0{secret}{id}\ufdd1" for id in self.specials.values()}
+        for id, name in names.items():
+            flags = {flag: getattr(added[id], flag) for flag in ("lstrip", "rstrip", "single_word")}
+            made.add_tokens([AddedToken(name, normalized=False, special=False, **flags)])
+        return made, names, {made.token_to_id(name): id for id, name in names.items()}
 
     def _normal(self, text: str) -> bytes:
         if (normalizer := self._tokenizer.normalizer) is not None:

@@ -5,7 +5,7 @@ leave, be cut into chunks or be preempted at any step.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, count, pairwise
 from math import inf
@@ -20,7 +20,7 @@ from seriatim.engine.cache import BlockPool
 from seriatim.engine.decoding import Bounds, Computed, commit
 from seriatim.engine.options import parse, silent, token_ids, whole
 from seriatim.engine.request import Guide, Request, Rows, Speculator, Watch
-from seriatim.engine.runner import Runner
+from seriatim.engine.runner import Runner, follow
 from seriatim.engine.scheduler import Scheduler, Work
 from seriatim.engine.speculate import Proposals
 from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError
@@ -185,6 +185,16 @@ class Engine:
             self._runner.wait(ready)
         else:
             self.step()
+
+    def follow(self, request: Request) -> AsyncGenerator[list[int], None]:
+        """The ids that each step adds to a request, without blocking the event loop.
+
+        It starts the engine's thread. Leaving it early (`aclose`) ends the request.
+
+        Raises:
+            SeriatimError: what ended the request.
+        """
+        return follow(self, request)
 
     def abort(self, request: Request) -> None:
         """End a request and free its cache; one that is done stays as it is.

@@ -4,14 +4,17 @@ Everything here is a fold over `Engine.step()`: one request is a batch of one, a
 that generates nothing, the whole answer is the end of the stream.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from math import log
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seriatim import requesting
+from seriatim import chatting, infilling, requesting
 from seriatim.codecs import Codec
+from seriatim.codecs.chat import Message, Templates
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import token_ids, whole
@@ -63,6 +66,9 @@ class Model:
         *,
         n: int = 1,
         stop: str | Sequence[str] = (),
+        prefix: Any = None,
+        suffix: Any = None,
+        fim_order: str | None = None,
         **options: Any,
     ) -> Any:
         """Continue a prompt, one id at a time, until a stop or a full context.
@@ -73,6 +79,9 @@ class Model:
                 list of results, computed together and equal to one by one.
             n: how many samples, in `.samples`; the sample index is part of the noise.
             stop: strings that end the text; `output` ends before the one that is met.
+            prefix, suffix: instead of a prompt: what comes before and after a gap that the model
+                fills, if it was trained to; each text or a `Path`. `fim_order` is "psm" (default)
+                or "spm": which of the two it reads first.
             options: max_tokens (default: until the context is full), min_tokens, temperature
                 (default 1.0; 0 is greedy), top_k, top_p, min_p, repetition_penalty,
                 presence_penalty, frequency_penalty, logit_bias, allowed_ids, banned_ids, seed
@@ -91,12 +100,21 @@ class Model:
             'length'
         """
         count = whole("n", n, 1, MOST_SAMPLES)
+        if gap := infilling.infill(self, prompt, prefix, suffix, fim_order):
+            return requesting.run(self, [gap[0]], count, stop, options, gap[1])[0]
         prompts = requesting.numbered(self, prompt if several(prompt) else [prompt])
         results = requesting.run(self, prompts, count, stop, options)
         return results if several(prompt) else results[0]
 
     def stream(
-        self, prompt: Prompt = None, *, stop: str | Sequence[str] = (), **options: Any
+        self,
+        prompt: Prompt = None,
+        *,
+        stop: str | Sequence[str] = (),
+        prefix: Any = None,
+        suffix: Any = None,
+        fim_order: str | None = None,
+        **options: Any,
     ) -> Stream:
         """The pieces of `generate`'s answer as they come, then its `.result()`.
 
@@ -111,7 +129,67 @@ class Model:
                 expected="one prompt, and one sample of it",
                 fix="use generate",
             )
+        if gap := infilling.infill(self, prompt, prefix, suffix, fim_order):
+            return open_stream(self, gap[0], stop, options, extras=gap[1])
         return open_stream(self, self.prompt_ids(prompt), stop, options)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | Path | None = None,
+        continue_final: bool = False,
+        think_budget: int | None = None,
+        variables: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        n: int = 1,
+        stop: str | Sequence[str] = (),
+        **options: Any,
+    ) -> Any:
+        """Answer a conversation, by the model's own template.
+
+        Args:
+            messages: {"role": ..., "content": ...} each; no content is ever read as special ids.
+            tools: JSON schemas of functions, for templates that show them.
+            template: Jinja, or a `Path` to it, instead of the model's own.
+            continue_final: go on with the last message, an assistant's, instead of a new one.
+            think_budget: the most ids of reasoning; then the marker that ends it is forced.
+            variables: what else the template knows, such as {"enable_thinking": False}.
+            stream: give the pieces as they come: each has `.text` and `.reasoning`.
+            n, stop, options: as `generate`.
+
+        Returns:
+            A `Result` with `.message`, whose reasoning_content is kept apart from its content; or,
+            with `stream`, an iterator over pieces whose `.result()` is that.
+
+        Raises:
+            RequestError: messages that are none, a template that is missing, that refuses them or
+                that does what no template may; options as for `generate`.
+
+        Example:
+            >>> import seriatim
+            >>> model = seriatim.load("tales", threads=1)
+            >>> plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+            >>> told = [{"role": "user", "content": "Once upon a time"}]
+            >>> model.chat(told, template=plain, max_tokens=8, seed=1).message["role"]
+            'assistant'
+        """
+        how: dict[str, Any] = dict(tools=tools, template=template, continue_final=continue_final,
+                   think_budget=think_budget, variables=variables)  # fmt: skip
+        count = whole("n", n, 1, MOST_SAMPLES)
+        if stream and count > 1:
+            raise RequestError(f"n is {n} and stream is True", expected="one sample of it")
+        turn = chatting.turn(self, self.templates, messages, **how)
+        if stream:
+            return chatting.stream(self, turn, stop, options)
+        return chatting.chat(self, turn, count, stop, options)
+
+    @cached_property
+    def templates(self) -> Templates:
+        """The chat templates of its files."""
+        source = self.checkpoint
+        return Templates.of(source.path, source.metadata, codec_of(self, "a chat"))
 
     def score(self, raw: Prompt, *, given: Prompt = None) -> Score:
         """Log-likelihood of an object or of ids, the same numbers as the training loss.

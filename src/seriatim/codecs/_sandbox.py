@@ -17,7 +17,7 @@ from itertools import islice
 from types import BuiltinMethodType
 from typing import Any
 
-from jinja2 import Environment, Undefined, defaults, ext, nodes
+from jinja2 import Environment, Undefined, ext, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -36,9 +36,9 @@ FILTERS = """abs attr count d default dictsort e escape first float groupby inde
 length list map max min reject rejectattr reverse select selectattr sort string sum unique"""
 MAKING = {"tojson", "string", "indent", "escape", "e"}  # text from what they are given
 ORDERING = {"sort", "unique", "groupby", "max", "min", "dictsort", "sum"}
-STRING_FILTERS = {"trim": "strip", "upper": "upper", "lower": "lower", "title": "title",
-                  "capitalize": "capitalize", "replace": "replace"}  # fmt: skip
-COMPARING = "== != < > <= >= eq equalto ne lt lessthan le gt greaterthan ge in sameas".split()
+STRING_FILTERS = {n: n for n in ("upper", "lower", "title", "capitalize", "replace")}
+STRING_FILTERS["trim"] = "strip"
+COMPARING = """== != < > <= >= eq equalto ne lt lessthan le gt greaterthan ge in sameas"""
 DICT_METHODS, LIST_METHODS = {"get", "items", "keys", "values"}, {"index", "count"}
 
 
@@ -62,7 +62,7 @@ class Meter:
         pending = [value]
         while pending:
             item = pending.pop()
-            self.spend(8 + len(item) if isinstance(item, str) else 16)
+            self.spend(8 + len(item) if isinstance(item, str) else 64)
             pending += _inside(item)
 
 
@@ -86,11 +86,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.special = tuple(special)
         self.meter = Meter(BUDGET)
         self.concat = self._joined  # of macros and blocks
-        self.filters = {name: self._guarded(name, f) for name, f in _filters().items()}
+        self.filters = {name: self._guarded(name, f) for name, f in _chosen(self.filters).items()}
         self.filters |= {name: self._of_strings(of) for name, of in STRING_FILTERS.items()}
         self.filters |= {"_joined": self._joined, "_loop": self._loop, "join": self._join}
         self.filters |= {"_weighed": self._weighed, "_sought": self._sought}
-        self.tests |= {name: self._compared(self.tests[name]) for name in COMPARING}
+        self.tests |= {name: self._compared(self.tests[name]) for name in COMPARING.split()}
         keep = {"range", "dict", "namespace", "cycler", "joiner"}
         self.globals = {name: self.globals[name] for name in keep}
         self.globals |= {"raise_exception": _raise, "strftime_now": _now}
@@ -103,7 +103,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return super().call(context, obj, *args, **kwargs)
         owner, name = obj.__self__, obj.__name__
         if isinstance(owner, str) and name in METHODS:
-            return self._method(name, owner, *map(_realised, args), **kwargs)
+            own = {k: v for k, v in kwargs.items() if k not in ("_loop_vars", "_block_vars")}
+            return self._method(name, owner, *map(_realised, args), **own)
         allowed = DICT_METHODS if isinstance(owner, dict) else LIST_METHODS
         if not isinstance(owner, dict | list | tuple) or name not in allowed:
             raise SecurityError(f"{type(owner).__name__}.{name} is not available")
@@ -111,6 +112,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        many: Any
+        count: Any
         texts = isinstance(left, str), isinstance(right, str)
         if operator == "+" and all(texts):
             return self._joined([left, right])
@@ -120,7 +123,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError("formatting with % is not available")
         elif operator == "*" and (any(texts) or isinstance(left, list | tuple)):
             many, count = (right, left) if texts[1] else (left, right)
-            self.meter.spend(len(many) * max(0, count) if isinstance(count, int) else 0)
+            self.meter.spend(len(many) * max(0, count))
             return repeated(many, count) if isinstance(many, str) else many * count
         elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length()
@@ -193,7 +196,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            given = [a for a in (*args, *kwargs.values()) if not isinstance(a, Context | Environment)]
+            every = [*args, *kwargs.values()]
+            given = [value for value in every if not isinstance(value, Context | Environment)]
             if name in MAKING | ORDERING:
                 self.meter.weigh(given)
             else:
@@ -221,14 +225,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return made
         own = [leaf for leaf in leaves if not isinstance(leaf, Traced)]
         if any(text in leaf for text in self.special for leaf in own):
-            raise SecurityError("it mixes special texts into contents where they cannot be told apart")
+            raise SecurityError("it mixes special texts into contents and loses them")
         return Traced(made, GIVEN)
 
 
 class _Generation(ext.Extension):
-    """`{% generation %}`: which part an assistant said, for training; here it is only its content."""
+    """`{% generation %}`: what an assistant said, marked for training; here only its content."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -241,12 +245,12 @@ class _Paid(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.For:
         if node.recursive:
             raise SecurityError("recursive loops are not available")
-        node = self.generic_visit(node)
-        node.iter = _filtered(node.iter, "_loop")
+        self.generic_visit(node)  # changes it in place
+        node.iter = _filtered(node.iter, "_loop")  # pyright: ignore[reportArgumentType]
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
-        node = self.generic_visit(node)
+        self.generic_visit(node)  # changes it in place
         node.expr = _filtered(node.expr, "_weighed")
         for operand in node.ops:
             name = "_sought" if operand.op in ("in", "notin") else "_weighed"
@@ -254,7 +258,7 @@ class _Paid(NodeTransformer):
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
-        node = self.generic_visit(node)
+        self.generic_visit(node)  # changes it in place
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), "_joined")
 
 
@@ -262,8 +266,8 @@ def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _filters() -> dict[str, Any]:
-    own = {name: defaults.DEFAULT_FILTERS[name] for name in FILTERS.split()}
+def _chosen(filters: Mapping[str, Any]) -> dict[str, Any]:
+    own = {name: filters[name] for name in FILTERS.split()}
     return own | {"tojson": tojson, "safe": _safe, "indent": _indent(own["indent"])}
 
 

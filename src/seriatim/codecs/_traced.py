@@ -114,7 +114,7 @@ def _join(text: str, parts: Iterable[str]) -> str:
 
 
 def _same_length(name: str) -> Callable[[str], str]:
-    """Of methods that change letters: those whose number changes lose their origin to the caller."""
+    """Of a method that changes letters; where their number changes, all become the caller's."""
 
     def change(text: str) -> str:
         made = getattr(str, name)(text)
@@ -133,7 +133,7 @@ _LETTERS = "upper lower title capitalize swapcase casefold"
 _FACTS = """startswith endswith find rfind index rindex count isalpha isalnum isascii isdecimal
 isdigit isidentifier islower isnumeric isprintable isspace istitle isupper"""
 
-# The methods of strings that templates have. No other: `center` and its like make text from nothing.
+# The methods of strings that templates have; no others: `center` makes much text from little.
 METHODS: dict[str, Callable[..., Any]] = {
     "strip": _strip,
     "lstrip": _lstrip,

@@ -1,6 +1,6 @@
 """A codec over another: what it does not say itself, the other says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,14 @@ class Wrapped:
         """The ids of plain text."""
         return self.base.encode(raw)
 
-    def weave(self, parts: Sequence[str | int]) -> list[int]:
-        """The ids of text with special ids between."""
-        return self.base.weave(parts)
+    @property
+    def added(self) -> Mapping[str, int]:
+        """Ids by texts that stand beside all other text."""
+        return self.base.added
+
+    def weave(self, parts: Sequence[Any], *, quoted: Collection[str] = ()) -> list[int]:
+        """The ids of text with added ids between."""
+        return self.base.weave(parts, quoted=quoted)
 
     def prompt(self, raw: Any, /) -> list[int]:
         """`start` and the ids of `raw`."""

@@ -3,28 +3,31 @@
 A template puts the texts of special ids around what people wrote. Only what it writes itself is
 read as special: every character of the rendered text carries its origin through whatever the
 template does to it (`_traced`), and a special text counts only if all its characters are the
-template's own. So a message that says <|im_end|> says just that, also in pieces that a template puts
-together, and a template may still search, trim or split contents, which are to it what they were.
+template's own. So a message that says <|im_end|> says just that, also in pieces that a template
+puts together, and a template may still search, trim or split contents: they are what they were.
 
-    template = chat.Template.of_folder(folder, codec.specials)
-    codec.weave(template.render([{"role": "user", "content": "Hi"}]))
+    template = chat.Templates.of(folder, {}, codec).get(None)
+    codec.weave(template.render([{"role": "user", "content": "Hi"}]).parts)
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
-from seriatim.codecs import _templates, text
+from seriatim.codecs import Codec, _templates, text
 from seriatim.codecs._files import read_json, read_text
 from seriatim.codecs._traced import FINAL, GIVEN, OWN, Traced, origin
 from seriatim.codecs._wrapped import Wrapped
 from seriatim.errors import FileError, RequestError, shown
 
 Message = Mapping[str, Any]
-Parts = list[str | int]  # text, and special ids between
+Parts = list[str | int]  # text, and ids between
 
 LONGEST = 1 << 20  # characters of a template; the longest in use has 30,000
 MOST_MESSAGES, DEEPEST = 100_000, 32
@@ -34,12 +37,25 @@ GGUF_MARKS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", 
               "cls": "cls", "mask": "mask"}  # fmt: skip  # the format's own spelling
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the model reads it.
+
+    Attributes:
+        parts: text, and ids between.
+        tail: what comes after all that was given: how the answer is begun.
+    """
+
+    parts: Parts
+    tail: str
+
+
 class Template:
     """A chat template: messages in, text and special ids out.
 
     Args:
         source: Jinja.
-        specials: special ids by their text.
+        codec: whose special ids it writes.
         marks: what the template calls bos_token, eos_token, ...
 
     Raises:
@@ -47,16 +63,19 @@ class Template:
     """
 
     def __init__(
-        self, source: str, specials: Mapping[str, int], marks: Mapping[str, str] = {}
+        self, source: str, codec: Codec, marks: Mapping[str, str] = MappingProxyType({})
     ) -> None:
         from seriatim.codecs._sandbox import Sandbox
 
         if len(source) > LONGEST:
             raise _failed(f"it has {len(source)} characters; at most {LONGEST} are read")
-        self.source, self._specials, self._marks = source, dict(specials), dict(marks)
-        longest = sorted(filter(None, specials), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
-        self._sandbox, self._lock = Sandbox(specials), Lock()
+        self.source, self._marks, self._lock = source, marks, Lock()
+        self.controls = {
+            t: id for t, id in codec.added.items() if t in codec.specials or t in source
+        }
+        longest = sorted(filter(None, self.controls), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
+        self._sandbox = Sandbox(self.controls)
         try:
             self._compiled = self._sandbox.from_string(source)
         except Exception as error:  # Jinja's, Python's compiler's, of a hostile source
@@ -69,8 +88,8 @@ class Template:
         tools: Sequence[Mapping[str, Any]] | None = None,
         answer: bool = True,
         continue_final: bool = False,
-        variables: Mapping[str, Any] = {},
-    ) -> Parts:
+        variables: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Rendered:
         """The conversation as the model reads it.
 
         Args:
@@ -98,7 +117,10 @@ class Template:
                 "add_generation_prompt": answer and not continue_final,
             }
         )
-        return self._cut(_up_to_final(rendered) if continue_final else rendered)
+        if continue_final:
+            rendered = _up_to_final(rendered)
+        tail = rendered[origin(rendered).rfind(GIVEN) + 1 :]
+        return Rendered(self.cut(rendered), str.__getitem__(tail, slice(None)))
 
     def _rendered(self, variables: dict[str, Any]) -> str:
         from seriatim.codecs._sandbox import BUDGET, Meter, Refusal
@@ -112,38 +134,35 @@ class Template:
             except Exception as error:  # anything that a hostile or careless template can cause
                 raise _failed(_about(error)) from error
 
-    def _cut(self, rendered: str) -> Parts:
-        """Special texts that are the template's own, as ids; all else stays text."""
-        parts: Parts = [""]
+    def cut(self, rendered: str) -> Parts:
+        """Texts of ids, where they are the template's own, as ids; all else stays text."""
+        parts: Parts = []
         for run in re.finditer(rb"t+|[^t]+", origin(rendered)):
             piece, at = str.__getitem__(rendered, slice(*run.span())), 0
-            for found in self._special.finditer(piece) if run[0][:1] == OWN else ():
-                parts[-1] += piece[at : found.start()]
-                parts += [self._specials[found[0]], ""]
+            for found in self._control.finditer(piece) if run[0][:1] == OWN else ():
+                parts += [piece[at : found.start()], self.controls[found[0]]]
                 at = found.end()
-            parts[-1] += piece[at:]
-        return [part for part in parts if part != ""]
+            parts.append(piece[at:])
+        return _fused(parts)
 
 
 class Templates:
     """The chat templates of a model, by name."""
 
-    def __init__(
-        self, sources: Mapping[str, str], specials: Mapping[str, int], marks: Mapping[str, str]
-    ) -> None:
-        self.sources, self._specials, self._marks = sources, specials, marks
+    def __init__(self, sources: Mapping[str, str], codec: Codec, marks: Mapping[str, str]) -> None:
+        self.sources, self._codec, self._marks = sources, codec, marks
         self._made: dict[str, Template] = {}
 
     @classmethod
-    def of(cls, path: Path, metadata: Mapping[str, Any], specials: Mapping[str, int]) -> "Templates":
+    def of(cls, path: Path, metadata: Mapping[str, Any], codec: Codec) -> "Templates":
         """Those of a model folder, or of a GGUF file by its metadata.
 
         Raises:
             FileError: a file is damaged, or a template is no text.
         """
         if path.is_dir():
-            return cls(_templates.of_folder(path), specials, _marks_of_folder(path))
-        return cls(_templates.of_gguf(metadata), specials, _marks_of_gguf(metadata))
+            return cls(_templates.of_folder(path), codec, _marks_of_folder(path))
+        return cls(_templates.of_gguf(metadata), codec, _marks_of_gguf(metadata))
 
     def get(self, asked: str | Path | None, *, tools: bool = False) -> Template:
         """The template that is asked for, or the model's own.
@@ -157,7 +176,7 @@ class Templates:
         """
         source = self._source(asked, tools)
         if source not in self._made:
-            self._made = {source: Template(source, self._specials, self._marks)}
+            self._made = {source: Template(source, self._codec, self._marks)}
         return self._made[source]
 
     def _source(self, asked: str | Path | None, tools: bool) -> str:
@@ -184,13 +203,13 @@ class ChatCodec(Wrapped):
 
     name = "chat"
 
-    def __init__(self, base: Any, template: Template) -> None:
+    def __init__(self, base: Codec, template: Template) -> None:
         super().__init__(base)
         self.template = template
 
     def encode(self, raw: Sequence[Message] | str, /) -> list[int]:
         """The ids of a conversation that is whole."""
-        return self.base.weave(self._parts(raw))
+        return self.base.weave(self._parts(raw), quoted=self.template.controls)
 
     def canonical(self, raw: Sequence[Message] | str, /) -> str:
         """The text that the template makes, special ids left out."""
@@ -221,7 +240,11 @@ class ChatCodec(Wrapped):
     def _parts(self, raw: Sequence[Message] | str) -> Parts:
         if isinstance(raw, str):
             return [raw]
-        return self.template.render(raw, answer=False)
+        if not isinstance(raw, list | tuple):
+            raise RequestError(
+                f"{type(raw).__name__} given to codec chat", expected="messages or str"
+            )
+        return self.template.render(raw, answer=False).parts
 
 
 def load(folder: Path, options: dict[str, Any]) -> ChatCodec | None:
@@ -233,13 +256,22 @@ def load(folder: Path, options: dict[str, Any]) -> ChatCodec | None:
     """
     if (base := text.load(folder, options)) is None:
         return None
-    return ChatCodec(base, Templates.of(folder, {}, base.specials).get(None))
+    return ChatCodec(base, Templates.of(folder, {}, base).get(None))
 
 
 def specimens() -> list[ChatCodec]:
     """Codecs for the law tests."""
     body = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
-    return [ChatCodec(base, Template(body, base.specials)) for base in text.specimens()[:1]]
+    return [ChatCodec(base, Template(body, base)) for base in text.specimens()[:1]]
+
+
+def _fused(parts: Parts) -> Parts:
+    """Text without cuts between ids."""
+    fused: Parts = []
+    for is_text, run in groupby(parts, key=lambda part: isinstance(part, str)):
+        some = list(run)
+        fused += filter(None, ["".join(map(str, some))]) if is_text else some
+    return fused
 
 
 # ---- what is given -----------------------------------------------------------------------------

@@ -7,8 +7,9 @@ followed one id at a time. Nothing is truncated or padded, whatever a file asks 
     codec.save(folder)
 """
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -74,12 +75,14 @@ class TextCodec:
         vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_tokens_decoder()
         self.size = max(vocabulary.values(), default=-1) + 1
         self.ends = tuple(dict.fromkeys(ends))
+        self.added = {token.content: id for id, token in added.items()}
         self.specials = {token.content: id for id, token in added.items() if token.special}
         self._plain = {id: token.content for id, token in added.items() if not token.special}
         self._known: dict[int, bytes] = dict.fromkeys(self.specials.values(), b"")
         self._known |= {id: content.encode() for id, content in self._plain.items()}
         self.start = _leading(tokenizer)
         self._refuse_reachable_specials()
+        self._woven: dict[frozenset[str], tuple[Tokenizer, dict[int, str], dict[int, int]]] = {}
         self._lossless = self._rule.complete(vocabulary) and all(map(self._keeps, EXAMPLES))
 
     def encode(self, raw: str, /) -> list[int]:
@@ -98,19 +101,23 @@ class TextCodec:
             raise _inexpressible(seen, meant)
         return ids
 
-    def weave(self, parts: Sequence[str | int]) -> list[int]:
-        """The ids of text with special ids between, as if their texts stood there and counted.
+    def weave(self, parts: Sequence[str | int], *, quoted: Collection[str] = ()) -> list[int]:
+        """The ids of text with added ids between, as if their texts stood there and counted.
+
+        Args:
+            parts: text, and ids of `added`.
+            quoted: added texts that are not special, and yet plain where they stand in a text.
 
         Raises:
-            RequestError: an id that is not special, or text as for `encode`.
+            RequestError: an id that is not added, or text as for `encode`.
         """
+        tokenizer, names, ids = self._aliased(frozenset(quoted))
         for part in parts:
             if isinstance(part, str):
                 self.encode(part)  # refuses what cannot be expressed
-            elif part not in self._aliases[1]:
-                raise RequestError(f"{part} is no special id", expected="one of codec.specials")
-        tokenizer, texts, ids = self._aliases
-        text = "".join(part if isinstance(part, str) else texts[part] for part in parts)
+            elif part not in names:
+                raise RequestError(f"{part} is no added id", expected="one of codec.added")
+        text = "".join(part if isinstance(part, str) else names[part] for part in parts)
         return [ids.get(id, id) for id in tokenizer.encode(text, add_special_tokens=False).ids]
 
     def prompt(self, raw: str, /) -> list[int]:
@@ -168,23 +175,31 @@ class TextCodec:
         found = sorted(self._plain.values(), key=len, reverse=True)
         return f"({'|'.join(map(re.escape, found))})"
 
-    @cached_property
-    def _aliases(self) -> tuple["Tokenizer", dict[int, str], dict[int, int]]:
-        """The tokenizer with a second name for each special id, read wherever it stands.
+    def _aliased(
+        self, quoted: frozenset[str]
+    ) -> tuple["Tokenizer", dict[int, str], dict[int, int]]:
+        """The tokenizer with a second name for each added id, read wherever it stands.
 
         Nobody can guess the names, which are new in every process; they take the whitespace that
-        the special texts take. Returned with them: names by special id, special ids by theirs.
+        the added texts take. With it: names by added id, added ids by theirs.
         """
+        if quoted in self._woven:
+            return self._woven[quoted]
         from tokenizers import AddedToken, Tokenizer
 
-        made, secret = Tokenizer.from_str(self._tokenizer.to_str()), token_hex(16)
+        content = json.loads(self._tokenizer.to_str())
+        for token in content["added_tokens"]:
+            token["special"] = token["special"] or token["content"] in quoted
+        made, secret = Tokenizer.from_str(json.dumps(content)), token_hex(16)
         made.encode_special_tokens = True
-        added = self._tokenizer.get_added_tokens_decoder()
-        names = {id: f"\ufdd0{secret}{id}\ufdd1" for id in self.specials.values()}
-        for id, name in names.items():
-            flags = {flag: getattr(added[id], flag) for flag in ("lstrip", "rstrip", "single_word")}
-            made.add_tokens([AddedToken(name, normalized=False, special=False, **flags)])
-        return made, names, {made.token_to_id(name): id for id, name in names.items()}
+        names, ids = {}, {}
+        for id, token in self._tokenizer.get_added_tokens_decoder().items():
+            names[id] = f"\ufdd0{secret}{id}\ufdd1"
+            flags = {flag: getattr(token, flag) for flag in ("lstrip", "rstrip", "single_word")}
+            made.add_tokens([AddedToken(names[id], normalized=False, special=False, **flags)])
+            ids[made.token_to_id(names[id])] = id
+        self._woven = {quoted: (made, names, ids)}
+        return self._woven[quoted]
 
     def _normal(self, text: str) -> bytes:
         if (normalizer := self._tokenizer.normalizer) is not None:
@@ -221,10 +236,11 @@ class TextCodec:
                     )
 
 
-def train(texts: Iterable[str], vocab_size: int) -> TextCodec:
+def train(texts: Iterable[str], vocab_size: int, *, marks: Sequence[str] = ()) -> TextCodec:
     """A byte-level BPE of at most `vocab_size` ids, the same from the same texts every time.
 
-    Every byte is in it, so it can express any text; id 0 starts and ends a text.
+    Every byte is in it, so it can express any text; id 0 starts and ends a text. The texts of
+    further special ids, after the others, are `marks`.
 
     Raises:
         RequestError: `vocab_size` has no room for the bytes and the end id.
@@ -249,6 +265,7 @@ def train(texts: Iterable[str], vocab_size: int) -> TextCodec:
     made.post_processor = processors.TemplateProcessing(
         single=[END, "$A"], pair=[END, "$A", "$B:1"], special_tokens=[(END, 0)]
     )
+    made.add_special_tokens(list(marks))
     return TextCodec(made, ends=(0,))
 
 

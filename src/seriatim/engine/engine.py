@@ -111,6 +111,7 @@ class Engine:
         rows_from: int = 0,
         guides: Sequence[Guide] = (),
         speculator: Speculator | None = None,
+        ends: Sequence[int] = (),
         generate: bool = True,
         **options: Any,
     ) -> Request:
@@ -124,6 +125,7 @@ class Engine:
                 from `rows_from` on; those before may come from the cache.
             guides: say at each place which ids may come.
             speculator: guesses what follows, for several ids in one step; it changes no id.
+            ends: ids that end it beside the model's own.
             generate: False ends the request where the first id would be sampled.
             options: as for `Model.generate`.
 
@@ -141,6 +143,7 @@ class Engine:
         request = Request(
             next(self._numbers), list(prompt), parsed, sample, watch, rows,
             whole("rows_from", rows_from, 0, len(prompt) - 1), tuple(guides), speculator,
+            frozenset(token_ids("ends", ends, self.model.vocab_size)),
         )  # fmt: skip
         self._new.append(request)
         if self._runner is not None:

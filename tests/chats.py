@@ -4,6 +4,7 @@ A plain module for tests: `TEMPLATES["qwen3"]` is a `Published`; `codec("qwen3")
 vocabulary with its ids; `folder("qwen3")` is a model that has both.
 """
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,135 +27,50 @@ class Published(NamedTuple):
     spaces: bool = False  # SentencePiece's way: a space goes in front of every text
 
 
-CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+def _source(name: str) -> str:
+    return (Path(__file__).parent / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
-QWEN3 = """{%- if tools %}
-    {{- '<|im_start|>system\\n' }}
-    {%- if messages[0].role == 'system' %}
-        {{- messages[0].content + '\\n\\n' }}
-    {%- endif %}
-    {{- "# Tools\\n\\n<tools>" }}
-    {%- for tool in tools %}
-        {{- "\\n" }}
-        {{- tool | tojson }}
-    {%- endfor %}
-    {{- "\\n</tools>\\n\\nreturn <tool_call>\\n{\\"name\\": <function-name>}\\n</tool_call><|im_end|>\\n" }}
-{%- else %}
-    {%- if messages[0].role == 'system' %}
-        {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
-    {%- endif %}
-{%- endif %}
-{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
-{%- for message in messages[::-1] %}
-    {%- set index = (messages|length - 1) - loop.index0 %}
-    {%- if ns.multi_step_tool and message.role == "user" and message.content is string and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
-        {%- set ns.multi_step_tool = false %}
-        {%- set ns.last_query_index = index %}
-    {%- endif %}
-{%- endfor %}
-{%- for message in messages %}
-    {%- if message.content is string %}
-        {%- set content = message.content %}
-    {%- else %}
-        {%- set content = '' %}
-    {%- endif %}
-    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
-        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
-    {%- elif message.role == "assistant" %}
-        {%- set reasoning_content = '' %}
-        {%- if message.reasoning_content is string %}
-            {%- set reasoning_content = message.reasoning_content %}
-        {%- else %}
-            {%- if '</think>' in content %}
-                {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
-                {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-            {%- endif %}
-        {%- endif %}
-        {%- if loop.index0 > ns.last_query_index %}
-            {%- if loop.last or (not loop.last and reasoning_content) %}
-                {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning_content.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
-            {%- else %}
-                {{- '<|im_start|>' + message.role + '\\n' + content }}
-            {%- endif %}
-        {%- else %}
-            {{- '<|im_start|>' + message.role + '\\n' + content }}
-        {%- endif %}
-        {{- '<|im_end|>\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}
-        {{- '<think>\\n\\n</think>\\n\\n' }}
-    {%- endif %}
-{%- endif %}"""
-
-LLAMA2 = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"""
-
-LLAMA3 = """{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
-
-MISTRAL = """{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"""
-
-GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"""
-
-PHI3 = """{{ bos_token }}{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"""
-
-DEEPSEEK = """{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{% set ns = namespace(is_first=false, system_prompt='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}{% set ns.system_prompt = message['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}{%- for message in messages %}{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}{%- if message['role'] == 'assistant' and message['content'] is not none %}{% set content = message['content'] %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}"""
-
-ZEPHYR = """{% for message in messages %}
-{% if message['role'] == 'user' %}
-{{ '<|user|>
-' + message['content'] + eos_token }}
-{% elif message['role'] == 'system' %}
-{{ '<|system|>
-' + message['content'] + eos_token }}
-{% elif message['role'] == 'assistant' %}
-{% generation %}{{ '<|assistant|>
-'  + message['content'] + eos_token }}{% endgeneration %}
-{% endif %}
-{% if loop.last and add_generation_prompt %}
-{{ '<|assistant|>' }}
-{% endif %}
-{% endfor %}"""
 
 _IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATES = {
-    "chatml": Published(CHATML, _IM, end="<|im_end|>"),
+    "chatml": Published(_source("chatml"), _IM, end="<|im_end|>"),
     "qwen3": Published(
-        QWEN3,
+        _source("qwen3"),
         _IM,
         ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>"),
         end="<|im_end|>",
     ),
-    "llama2": Published(LLAMA2, ("<s>", "</s>"), start="<s>", end="</s>", spaces=True),
+    "llama2": Published(_source("llama2"), ("<s>", "</s>"), start="<s>", end="</s>", spaces=True),
     "llama3": Published(
-        LLAMA3,
+        _source("llama3"),
         ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         start="<|begin_of_text|>",
         end="<|eot_id|>",
     ),
-    "mistral": Published(MISTRAL, ("<s>", "</s>"), start="<s>", end="</s>", spaces=True),
+    "mistral": Published(_source("mistral"), ("<s>", "</s>"), start="<s>", end="</s>", spaces=True),
     "gemma": Published(
-        GEMMA,
+        _source("gemma"),
         ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
         start="<bos>",
         end="<end_of_turn>",
     ),
     "phi3": Published(
-        PHI3,
+        _source("phi3"),
         ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
         start="<s>",
         end="<|endoftext|>",
         spaces=True,
     ),
     "deepseek": Published(
-        DEEPSEEK,
+        _source("deepseek"),
         ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
         ("<think>", "</think>"),
         start="<｜begin▁of▁sentence｜>",
         end="<｜end▁of▁sentence｜>",
     ),
-    "zephyr": Published(ZEPHYR, ("<s>", "</s>", "<unk>"), start="<s>", end="</s>", spaces=True),
+    "zephyr": Published(
+        _source("zephyr"), ("<s>", "</s>", "<unk>"), start="<s>", end="</s>", spaces=True
+    ),
 }
 
 
@@ -190,8 +106,6 @@ def folder(name: str) -> Path:
 
 def _complete(place: Path, published: Published) -> None:
     """What transformers needs beside: the template and its marks."""
-    import json
-
     (place / "chat_template.jinja").write_text(published.source, encoding="utf-8")
     path = place / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {"eos_token": published.end}
@@ -202,7 +116,7 @@ def _complete(place: Path, published: Published) -> None:
 def _add(made: Tokenizer, published: Published) -> None:
     tight = {"<|end|>", "<|user|>", "<|system|>", "<|assistant|>"}  # Phi-3's take what follows
     for content in published.specials:
-        rstrip = published.source is PHI3 and content in tight
+        rstrip = content in tight
         made.add_special_tokens(
             [AddedToken(content, special=True, normalized=False, rstrip=rstrip)]
         )
@@ -234,10 +148,7 @@ def _spaced(published: Published) -> Tokenizer:
         show_progress=False,
     )
     made.train_from_iterator(["the user said hello to the assistant system. "] * 3, trainer)
-    content = made.to_str()
-    import json
-
-    state = json.loads(content)
+    state = json.loads(made.to_str())
     state["added_tokens"] = []  # bytes are ordinary
     made = Tokenizer.from_str(json.dumps(state))
     _add(made, published)

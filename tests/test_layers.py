@@ -22,7 +22,7 @@ LEVELS = {
     "api": 4, "results": 4, "scoring": 4, "loading": 4, "requesting": 4,
     "quantising": 4, "exporting": 4, "chatting": 4, "infilling": 4,
     "train": 5, "measure": 5, "serve": 5, "scale": 5,
-    "cli": 6, "weighing": 6, "progress": 6, "arguments": 6, "terminal": 6,
+    "cli": 6, "weighing": 6, "progress": 6, "arguments": 6, "terminal": 6, "talking": 6,
     "__main__": 6, "__init__": 6,
 }  # fmt: skip
 BESIDE = {
@@ -36,7 +36,8 @@ BESIDE = {
     "results": {"scoring"},
     "loading": {"api"},
     "quantising": {"loading", "scoring"},
-    "cli": {"progress", "arguments", "terminal", "weighing", "__init__"},
+    "cli": {"progress", "arguments", "terminal", "weighing", "talking", "__init__"},
+    "talking": {"arguments", "terminal", "__init__"},
     "weighing": {"arguments", "terminal", "__init__"},
     "exporting": {"loading"},
     "arguments": {"terminal"},

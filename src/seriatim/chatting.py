@@ -14,8 +14,9 @@ import numpy as np
 from seriatim import requesting
 from seriatim.codecs import Codec
 from seriatim.codecs import Stream as Decoding
+from seriatim.codecs._messages import checked_messages
 from seriatim.codecs._reasoning import Markers, Splitter, of_template
-from seriatim.codecs.chat import Message, Template, Templates, check
+from seriatim.codecs.chat import Message, Template, Templates
 from seriatim.engine.options import whole
 from seriatim.errors import RequestError, shown
 from seriatim.requesting import Asked, Extras, Visible, codec_of
@@ -166,7 +167,7 @@ def _close(codec: Codec, template: Template, markers: Markers | None) -> list[in
 
 def _begun(messages: Sequence[Message]) -> str:
     """The content of the message that is to go on."""
-    last = check(messages)[-1]
+    last = checked_messages(messages)[-1]
     if last["role"] != "assistant" or not last["content"]:
         raise RequestError(
             f"continue_final is True and the last message is {shown(messages[-1])}",

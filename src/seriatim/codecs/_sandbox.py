@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
-from seriatim.codecs._traced import GIVEN, METHODS, Traced, joined, origin, repeated
+from seriatim.codecs._traced import GIVEN, METHODS, OWN, Traced, joined, repeated, runs
 
 # A character costs 1. Templates in use spend a few hundred for each message beside its text.
 BUDGET, STEP = 1 << 24, 128
@@ -221,10 +221,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return made
         made = str(made) if isinstance(made, Markup) else made
         leaves = list(_texts(given))
-        if all(GIVEN not in origin(leaf) and not isinstance(leaf, Traced) for leaf in leaves):
+        if not any(isinstance(leaf, Traced) for leaf in leaves):
             return made
-        own = [leaf for leaf in leaves if not isinstance(leaf, Traced)]
-        if any(text in leaf for text in self.special for leaf in own):
+        own = [run for leaf in leaves for run in runs(leaf, OWN)]
+        if any(text in run for text in self.special for run in own):
             raise SecurityError("it mixes special texts into contents and loses them")
         return Traced(made, GIVEN)
 

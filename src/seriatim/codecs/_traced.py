@@ -4,6 +4,7 @@ A plain `str` is the template's own. The operations here keep the origin of ever
 operation cannot attribute is the caller's, so nothing of a caller's ever passes for a template's.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
@@ -38,6 +39,12 @@ class Traced(str):
 def origin(text: str) -> bytes:
     """Where each character comes from."""
     return text._origin if isinstance(text, Traced) else OWN * len(text)
+
+
+def runs(text: str, of: bytes) -> list[str]:
+    """The parts of a text that are all of one origin."""
+    found = re.finditer(re.escape(of) + b"+", origin(text))
+    return [str.__getitem__(text, slice(*run.span())) for run in found]
 
 
 def joined(parts: Iterable[str], between: str = "") -> str:

@@ -22,6 +22,13 @@ from typing import Any
 
 from seriatim.codecs import Codec, _templates, text
 from seriatim.codecs._files import read_json, read_text
+from seriatim.codecs._messages import (
+    checked_messages,
+    checked_tools,
+    checked_variables,
+    size,
+    traced,
+)
 from seriatim.codecs._traced import FINAL, GIVEN, OWN, Traced, origin
 from seriatim.codecs._wrapped import Wrapped
 from seriatim.errors import FileError, RequestError, shown
@@ -30,8 +37,6 @@ Message = Mapping[str, Any]
 Parts = list[str | int]  # text, and ids between
 
 LONGEST = 1 << 20  # characters of a template; the longest in use has 30,000
-MOST_MESSAGES, DEEPEST = 100_000, 32
-ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 MARKS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # what templates call bos_token, ...
 GGUF_MARKS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
               "cls": "cls", "mask": "mask"}  # fmt: skip  # the format's own spelling
@@ -103,16 +108,16 @@ class Template:
             RequestError: messages that are none, or that the template refuses; a template that
                 fails, or does too much.
         """
-        checked = check(messages)
-        given = [_traced(message) for message in checked]
+        checked = checked_messages(messages)
+        given = [{**traced(message), "role": message["role"]} for message in checked]
         if continue_final:
             given[-1]["content"] = Traced(checked[-1]["content"], FINAL)
         rendered = self._rendered(
             {
-                **{name: _traced(value) for name, value in _variables(variables).items()},
+                **traced(checked_variables(variables)),
                 **{f"{name}_token": text for name, text in self._marks.items()},
                 "messages": given,
-                "tools": None if tools is None else _traced(_tools(tools)),
+                "tools": None if tools is None else traced(checked_tools(tools)),
                 "documents": None,
                 "add_generation_prompt": answer and not continue_final,
             }
@@ -126,7 +131,7 @@ class Template:
         from seriatim.codecs._sandbox import BUDGET, Meter, Refusal
 
         with self._lock:
-            self._sandbox.meter = Meter(BUDGET + 256 * _size(variables))
+            self._sandbox.meter = Meter(BUDGET + 256 * size(variables))
             try:
                 return self._sandbox.concat(list(self._compiled.generate(variables)))
             except Refusal as error:
@@ -272,102 +277,6 @@ def _fused(parts: Parts) -> Parts:
         some = list(run)
         fused += filter(None, ["".join(map(str, some))]) if is_text else some
     return fused
-
-
-# ---- what is given -----------------------------------------------------------------------------
-
-
-def check(messages: Any) -> list[dict[str, Any]]:
-    """Messages with roles and contents; a content in parts of text is one text, a line each part.
-
-    Raises:
-        RequestError: the first that is none, by its place.
-    """
-    if not isinstance(messages, list | tuple) or not messages:
-        raise RequestError(
-            f"messages is {shown(messages)}", expected='a list of {"role": ..., "content": ...}'
-        )
-    if len(messages) > MOST_MESSAGES:
-        raise RequestError(f"there are {len(messages)} messages", expected=f"up to {MOST_MESSAGES}")
-    return [_message(f"messages[{place}]", message) for place, message in enumerate(messages)]
-
-
-def _message(name: str, message: Any) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise RequestError(f"{name} is {shown(message)}", expected="a role and a content")
-    role = message.get("role")
-    if not isinstance(role, str) or not ROLE.fullmatch(role):
-        raise RequestError(
-            f"{name} has the role {shown(role)}", expected="user, assistant, system or another word"
-        )
-    if message.get("content") is None and not message.get("tool_calls"):
-        raise RequestError(f"{name} has no content", expected="text")
-    _check_json(name, message)
-    return {**message, "content": _content(f"{name}['content']", message.get("content"))}
-
-
-def _content(name: str, content: Any) -> str | None:
-    if content is None or isinstance(content, str):
-        return content
-    if not isinstance(content, list | tuple):
-        raise RequestError(f"{name} is {shown(content)}", expected="text")
-    texts = []
-    for place, part in enumerate(content):
-        match part:
-            case {"type": "text", "text": str(words), **rest} if not rest:
-                texts.append(words)
-            case _:
-                expected = '{"type": "text", "text": ...}: only text is taken'
-                raise RequestError(f"{name}[{place}] is {shown(part)}", expected=expected)
-    return "\n".join(texts)
-
-
-def _check_json(name: str, value: Any, depth: int = 0) -> None:
-    """Refuses what JSON does not have: templates see data, never objects."""
-    if depth > DEEPEST:
-        raise RequestError(f"{name} is nested deeper than {DEEPEST}")
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise RequestError(f"{name} has the key {shown(key)}", expected="text")
-            _check_json(f"{name}[{shown(key)}]", item, depth + 1)
-    elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            _check_json(f"{name}[{place}]", item, depth + 1)
-    elif not isinstance(value, str | int | float | None):
-        raise RequestError(f"{name} is {shown(value)}", expected="what JSON can say")
-
-
-def _tools(tools: Any) -> list[Any]:
-    known = isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools)
-    if not known:
-        raise RequestError(f"tools is {shown(tools)}", expected="a list of JSON schemas")
-    _check_json("tools", tools)
-    return list(tools)
-
-
-def _variables(variables: Any) -> Mapping[str, Any]:
-    if not isinstance(variables, Mapping):
-        raise RequestError(f"variables is {shown(variables)}", expected="values by name")
-    _check_json("variables", variables)
-    return variables
-
-
-def _traced(value: Any, key: str = "") -> Any:
-    """The same data, its text the caller's own; a role is checked and stands for itself."""
-    if isinstance(value, str):
-        return value if key == "role" else Traced(value, GIVEN)
-    if isinstance(value, Mapping):
-        return {Traced(name, GIVEN): _traced(item, name) for name, item in value.items()}
-    return [_traced(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, Mapping):
-        return sum(_size(name) + _size(item) for name, item in value.items())
-    if isinstance(value, list | tuple):
-        return sum(map(_size, value))
-    return len(value) if isinstance(value, str) else 1
 
 
 def _up_to_final(rendered: str) -> str:

@@ -383,13 +383,14 @@ def test_a_budget_of_several_ids_and_none_that_is_needed(model):
     assert "[/THINK]" not in early.message["content"]
 
 
-def test_the_budget_is_kept_by_each_of_several_samples(model):
+def test_the_budget_is_kept_by_each_of_several_samples_and_by_guesses(model):
     how = HOW | {"template": chats.TEMPLATES["deepseek"].source, "think_budget": 6}
     alone = model.chat([USER], **how)
     several = model.chat([USER], n=3, **how)
     assert several.samples[0].ids == alone.ids
     assert len({tuple(s.ids) for s in several.samples}) == 3
     assert all(s.message["reasoning_content"] for s in several.samples)
+    assert model.chat([USER], speculate="ngram", **how).ids == alone.ids
 
 
 def test_thinking_that_the_prompt_has_closed_is_no_reasoning(model):
@@ -425,8 +426,9 @@ def test_a_second_turn_reads_the_first_from_the_cache(model):
 
 
 def test_options_of_a_chat_are_checked(model):
-    for wrong in (dict(stream=True, n=2), dict(tools=[3]), dict(template=3), dict(variables=3),
-                  dict(continue_final=1), dict(think_budget=-1), dict(max_token=3)):  # fmt: skip
+    for wrong in (dict(stream=True, n=2), dict(stream=1), dict(tools=[3]), dict(template=3),
+                  dict(variables=3), dict(continue_final=1), dict(think_budget=-1),
+                  dict(max_token=3)):  # fmt: skip
         with pytest.raises(RequestError):
             model.chat([USER], **wrong)
 

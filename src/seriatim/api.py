@@ -4,28 +4,33 @@ Everything here is a fold over `Engine.step()`: one request is a batch of one, a
 that generates nothing, the whole answer is the end of the stream.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from math import log
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seriatim import chatting, infilling, requesting
+from seriatim import beaming, chatting, infilling, requesting, selecting
 from seriatim.codecs import Codec
-from seriatim.codecs.chat import Message, Templates
+from seriatim.codecs.chat import Templates
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import token_ids, whole
 from seriatim.errors import RequestError
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models.checkpoint import Checkpoint
-from seriatim.requesting import Prompt, codec_of, content, finish, open_stream, prompt_ids, several
+from seriatim.requesting import (
+    MOST_SAMPLES,
+    Prompt,
+    codec_of,
+    content,
+    finish,
+    open_stream,
+    prompt_ids,
+    several,
+)
 from seriatim.results import Score, Stream
 from seriatim.scoring import Logprobs, Window, standard_error, windows
-
-MOST_SAMPLES = 128
 
 
 class Model:
@@ -55,6 +60,7 @@ class Model:
         own = () if source.start is None else (source.start,)
         self.start = (codec.start if codec else ()) or own  # what an empty prompt becomes
         self.facts = facts
+        self._templates: Templates | None = None
         self.engine = Engine(self)  # every call of this model shares it
 
     def __repr__(self) -> str:
@@ -133,63 +139,17 @@ class Model:
             return open_stream(self, gap[0], stop, options, extras=gap[1])
         return open_stream(self, self.prompt_ids(prompt), stop, options)
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template: str | Path | None = None,
-        continue_final: bool = False,
-        think_budget: int | None = None,
-        variables: Mapping[str, Any] | None = None,
-        stream: bool = False,
-        n: int = 1,
-        stop: str | Sequence[str] = (),
-        **options: Any,
-    ) -> Any:
-        """Answer a conversation, by the model's own template.
+    chat = chatting.chat
+    beam = beaming.beam
+    best_of, vote, mbr = selecting.best_of, selecting.vote, selecting.mbr
 
-        Args:
-            messages: {"role": ..., "content": ...} each; no content is ever read as special ids.
-            tools: JSON schemas of functions, for templates that show them.
-            template: Jinja, or a `Path` to it, instead of the model's own.
-            continue_final: go on with the last message, an assistant's, instead of a new one.
-            think_budget: the most ids of reasoning; then the marker that ends it is forced.
-            variables: what else the template knows, such as {"enable_thinking": False}.
-            stream: give the pieces as they come: each has `.text` and `.reasoning`.
-            n, stop, options: as `generate`.
-
-        Returns:
-            A `Result` with `.message`, whose reasoning_content is kept apart from its content; or,
-            with `stream`, an iterator over pieces whose `.result()` is that.
-
-        Raises:
-            RequestError: messages that are none, a template that is missing, that refuses them or
-                that does what no template may; options as for `generate`.
-
-        Example:
-            >>> import seriatim
-            >>> model = seriatim.load("tales", threads=1)
-            >>> plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
-            >>> told = [{"role": "user", "content": "Once upon a time"}]
-            >>> model.chat(told, template=plain, max_tokens=8, seed=1).message["role"]
-            'assistant'
-        """
-        how: dict[str, Any] = dict(tools=tools, template=template, continue_final=continue_final,
-                   think_budget=think_budget, variables=variables)  # fmt: skip
-        count = whole("n", n, 1, MOST_SAMPLES)
-        if stream and count > 1:
-            raise RequestError(f"n is {n} and stream is True", expected="one sample of it")
-        turn = chatting.turn(self, self.templates, messages, **how)
-        if stream:
-            return chatting.stream(self, turn, stop, options)
-        return chatting.chat(self, turn, count, stop, options)
-
-    @cached_property
+    @property
     def templates(self) -> Templates:
-        """The chat templates of its files."""
-        source = self.checkpoint
-        return Templates.of(source.path, source.metadata, codec_of(self, "a chat"))
+        """The chat templates of its files, read when first asked for."""
+        if self._templates is None:
+            codec, source = codec_of(self, "a chat"), self.checkpoint
+            self._templates = Templates.of(source.path, source.metadata, codec)
+        return self._templates
 
     def score(self, raw: Prompt, *, given: Prompt = None) -> Score:
         """Log-likelihood of an object or of ids, the same numbers as the training loss.

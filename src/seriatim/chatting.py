@@ -7,7 +7,7 @@ its reasoning, and what it says is told apart afterwards, from the text alone.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -23,6 +23,13 @@ from seriatim.requesting import Asked, Extras, Visible, codec_of
 from seriatim.results import Piece, Result, Stream, with_samples
 
 Fresh = Callable[[], tuple[Decoding, Splitter]]  # what reads an answer, at its beginning
+
+
+class Talks(Asked, Protocol):
+    """What is asked of a model here."""
+
+    @property
+    def templates(self) -> Templates: ...
 
 
 @dataclass(frozen=True)
@@ -111,21 +118,8 @@ class Budget:
         self._decoding, self._splitter = self._fresh()
 
 
-def chat(model: Asked, turn: Turn, n: int, stop: Any, options: Mapping[str, Any]) -> Result:
-    """The whole answer."""
-    result = requesting.run(model, [turn.ids], n, stop, options, turn.extras)[0]
-    return with_samples([replace(s, message=turn.message(s.text)) for s in result.samples])
-
-
-def stream(model: Asked, turn: Turn, stop: Any, options: Mapping[str, Any]) -> ChatStream:
-    """The pieces of the answer."""
-    opened = requesting.open_stream(model, turn.ids, stop, options, extras=turn.extras)
-    return ChatStream(opened, turn)
-
-
-def turn(
-    model: Asked,
-    templates: Templates,
+def chat(
+    model: Talks,
     messages: Sequence[Message],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -133,12 +127,70 @@ def turn(
     continue_final: bool = False,
     think_budget: int | None = None,
     variables: Mapping[str, Any] | None = None,
+    stream: bool = False,
+    n: int = 1,
+    stop: str | Sequence[str] = (),
+    **options: Any,
+) -> Any:
+    """Answer a conversation, by the model's own template.
+
+    Args:
+        messages: {"role": ..., "content": ...} each; no content is ever read as special ids.
+        tools: JSON schemas of functions, for templates that show them.
+        template: Jinja, or a `Path` to it, instead of the model's own.
+        continue_final: go on with the last message, an assistant's, instead of a new one.
+        think_budget: the most ids of reasoning; then the marker that ends it is forced.
+        variables: what else the template knows, such as {"enable_thinking": False}.
+        stream: give the pieces as they come: each has `.text` and `.reasoning`.
+        n, stop, options: as `generate`.
+
+    Returns:
+        A `Result` with `.message`, whose reasoning_content is kept apart from its content; or,
+        with `stream`, an iterator over pieces whose `.result()` is that.
+
+    Raises:
+        RequestError: messages that are none, a template that is missing, that refuses them or
+            that does what no template may; options as for `generate`.
+
+    Example:
+        >>> import seriatim
+        >>> model = seriatim.load("tales", threads=1)
+        >>> plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+        >>> told = [{"role": "user", "content": "Once upon a time"}]
+        >>> model.chat(told, template=plain, max_tokens=8, seed=1).message["role"]
+        'assistant'
+    """
+    count = whole("n", n, 1, requesting.MOST_SAMPLES)
+    if not isinstance(stream, bool):
+        raise RequestError(f"stream is {shown(stream)}", expected="True or False")
+    if stream and count > 1:
+        raise RequestError(f"n is {n} and stream is True", expected="one sample of it")
+    turn = _turn(
+        model, messages, template, tools=tools, continue_final=continue_final,
+        think_budget=think_budget, variables=variables,
+    )  # fmt: skip
+    if stream:
+        opened = requesting.open_stream(model, turn.ids, stop, options, extras=turn.extras)
+        return ChatStream(opened, turn)
+    result = requesting.run(model, [turn.ids], count, stop, options, turn.extras)[0]
+    return with_samples([replace(s, message=turn.message(s.text)) for s in result.samples])
+
+
+def _turn(
+    model: Talks,
+    messages: Sequence[Message],
+    template: str | Path | None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None,
+    continue_final: bool,
+    think_budget: int | None,
+    variables: Mapping[str, Any] | None,
 ) -> Turn:
     """What a conversation asks for, checked before any work."""
     codec = codec_of(model, "a chat")
     if not isinstance(continue_final, bool):
         raise RequestError(f"continue_final is {shown(continue_final)}", expected="True or False")
-    made = templates.get(template, tools=bool(tools))
+    made = model.templates.get(template, tools=bool(tools))
     begun = _begun(messages) if continue_final else ""
     given = {} if variables is None else variables
     rendered = made.render(messages, tools=tools, continue_final=continue_final, variables=given)

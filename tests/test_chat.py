@@ -1,6 +1,7 @@
 """Chats: the template's ids are those of `transformers`, and no content is ever one of them."""
 
 import json
+import signal
 import subprocess
 from functools import cache
 from itertools import pairwise
@@ -506,3 +507,22 @@ def test_without_a_template_the_command_says_which_option_gives_one(tmp_path):
     ran = run("-m", tiny.write(tmp_path / "tiny"), text="Hi\n")
     assert (ran.returncode, ran.stdout) == (2, b"")
     assert b"--template" in ran.stderr
+
+
+def test_an_interrupt_ends_the_answer_and_not_the_conversation(tmp_path):
+    (tmp_path / "t.jinja").write_text("{{ messages | length }}")
+    endless = tiny.write(tmp_path / "endless", max_position_embeddings=10**6)
+    talk = subprocess.Popen(
+        command("chat", "-m", endless, "--template", tmp_path / "t.jinja", "--ignore-end",
+                "--threads", 1, "--context", 20_000, "--seed", 1),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    assert talk.stdin is not None
+    assert talk.stdout is not None
+    talk.stdin.write(b"Hi\n")
+    talk.stdin.flush()
+    assert talk.stdout.read(1)  # it is under way
+    talk.send_signal(signal.SIGINT)
+    _, remarks = talk.communicate(b"/usage\n/exit\n", timeout=60)
+    assert talk.returncode == 0
+    assert b"ids of prompt" in remarks

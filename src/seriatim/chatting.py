@@ -68,6 +68,12 @@ class ChatStream:
                 raise
             return Piece(said, [], thought)
 
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        async for piece in self._stream:
+            yield self._split(piece)
+        for piece in self:  # what was held back
+            yield piece
+
     def close(self) -> None:
         """Abort the request and free its cache."""
         self._stream.close()

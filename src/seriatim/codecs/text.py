@@ -113,11 +113,11 @@ class TextCodec:
         """
         tokenizer, names, ids = self._aliased(frozenset(quoted))
         for part in parts:
-            if isinstance(part, str):
-                self.encode(part)  # refuses what cannot be expressed
-            elif part not in names:
+            if isinstance(part, int) and part not in names:
                 raise RequestError(f"{part} is no added id", expected="one of codec.added")
-        text = "".join(part if isinstance(part, str) else names[part] for part in parts)
+            if not isinstance(part, int) and not (self._lossless and _is_whole(part)):
+                self.encode(part)  # refuses what cannot be expressed
+        text = "".join(names[part] if isinstance(part, int) else part for part in parts)
         return [ids.get(id, id) for id in tokenizer.encode(text, add_special_tokens=False).ids]
 
     def prompt(self, raw: str, /) -> list[int]:
@@ -320,6 +320,11 @@ def _leading(tokenizer: "Tokenizer") -> tuple[int, ...]:
     """The ids that the post-processor puts in front."""
     framed = tokenizer.encode("a")
     return tuple(framed.ids[: [*framed.special_tokens_mask, 0].index(0)])
+
+
+def _is_whole(raw: Any) -> bool:
+    """Whether it is text without half a surrogate pair."""
+    return isinstance(raw, str) and not any("\ud800" <= letter <= "\udfff" for letter in raw)
 
 
 def _surrogate(raw: str) -> RequestError:

@@ -60,6 +60,8 @@ OPERATIONS = """<|im_{{ c }}end|>
 {{ messages | map(attribute='content') | first }}
 {{ messages | groupby('content') | first | first }}
 {{ messages[0].items() | list }}
+{{ messages[0].items() }}
+{{ messages[0].values() | string }}
 {{ c.split('_') | join('_') }}
 {{ c.replace('_', '_') }}
 {{ c.partition('_') | join }}
@@ -105,6 +107,9 @@ HOSTILE = """{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %
 {{ messages.append(1) }}
 {{ messages[0].update(a=1) }}
 {{ messages.x.y }}
+{{ namespace(x=messages) }}
+{{ [namespace(x=1)] | string }}
+{{ self }}
 {% include 'x' %}
 {{ lipsum() }}
 {{ nothing() }}

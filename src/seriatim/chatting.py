@@ -4,7 +4,7 @@ A chat is a request like any other: `codecs/chat.py` makes its prompt, a guide k
 its reasoning, and what it says is told apart afterwards, from the text alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self

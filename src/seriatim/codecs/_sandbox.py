@@ -9,7 +9,15 @@ refused everywhere. Each character it puts out keeps its origin (`_traced`).
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    KeysView,
+    Mapping,
+    MappingView,
+    ValuesView,
+)
 from datetime import datetime
 from functools import wraps
 from inspect import isgenerator
@@ -33,13 +41,14 @@ LONGEST_NUMBER = 4096  # bits
 DEEPEST_INDENT = 64  # columns
 
 FILTERS = """abs attr count d default dictsort e escape first float groupby indent int items last
-length list map max min reject rejectattr reverse select selectattr sort string sum unique"""
+length list map max min reject rejectattr reverse select selectattr sort string unique"""
 MAKING = {"tojson", "string", "indent", "escape", "e"}  # text from what they are given
-ORDERING = {"sort", "unique", "groupby", "max", "min", "dictsort", "sum"}
+ORDERING = {"sort", "unique", "groupby", "max", "min", "dictsort"}
 STRING_FILTERS = {n: n for n in ("upper", "lower", "title", "capitalize", "replace")}
 STRING_FILTERS["trim"] = "strip"
 COMPARING = """== != < > <= >= eq equalto ne lt lessthan le gt greaterthan ge in sameas"""
-DICT_METHODS, LIST_METHODS = {"get", "items", "keys", "values"}, {"index", "count"}
+DICT_METHODS, LIST_METHODS = {"get", "items", "keys", "values", "copy"}, {"index", "count"}
+SHOWN = str | int | float | None | list | tuple | range | Mapping | MappingView | Undefined
 
 
 class Refusal(TemplateError):
@@ -57,11 +66,16 @@ class Meter:
         if self.left < 0:
             raise SecurityError("it does too much: the budget of steps and characters is spent")
 
-    def weigh(self, value: Any) -> None:
-        """Pays for every leaf of a value, a shared one as often as it would be shown."""
+    def weigh(self, value: Any, *, data: bool = False) -> None:
+        """Pays for every leaf of a value, a shared one as often as it would be shown.
+
+        With `data`, nothing may be in it whose text would hide where it comes from.
+        """
         pending = [value]
         while pending:
             item = pending.pop()
+            if data and not isinstance(item, SHOWN):
+                raise SecurityError(f"the text of a {type(item).__name__} is not available")
             self.spend(8 + len(item) if isinstance(item, str) else 64)
             pending += _inside(item)
 
@@ -100,6 +114,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.meter.spend(STEP)
         if not isinstance(obj, BuiltinMethodType):
+            self._weighed(args if getattr(obj, "__name__", "") == "changed" else ())
             return super().call(context, obj, *args, **kwargs)
         owner, name = obj.__self__, obj.__name__
         if isinstance(owner, str) and name in METHODS:
@@ -146,7 +161,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return value
         if isinstance(value, Undefined):
             return str(value)
-        self.meter.weigh(value)
+        self.meter.weigh(value, data=True)
         return self._settled(str(value), [value])
 
     def _joined(self, parts: Iterable[Any], between: str = "") -> str:
@@ -199,7 +214,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             every = [*args, *kwargs.values()]
             given = [value for value in every if not isinstance(value, Context | Environment)]
             if name in MAKING | ORDERING:
-                self.meter.weigh(given)
+                self.meter.weigh(given, data=name in MAKING)
             else:
                 self.meter.spend(sum(map(_length, given)) * (STEP // 4 if name == "list" else 1))
             made = _realised(function(*args, **kwargs))
@@ -305,7 +320,7 @@ def _columns(width: int | str) -> int:
 
 
 def _raise(message: str) -> None:
-    raise Refusal(str.__str__(message))
+    raise Refusal(f"{message!s:.500}")
 
 
 def _now(format: str) -> str:
@@ -332,7 +347,7 @@ def _length(value: Any) -> int:
 def _inside(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
-    return list(value) if isinstance(value, list | tuple) else []
+    return [*value] if isinstance(value, list | tuple | ItemsView | KeysView | ValuesView) else []
 
 
 def _texts(value: Any) -> Iterable[str]:

@@ -324,7 +324,10 @@ def _leading(tokenizer: "Tokenizer") -> tuple[int, ...]:
 
 def _is_whole(raw: Any) -> bool:
     """Whether it is text without half a surrogate pair."""
-    return isinstance(raw, str) and not any("\ud800" <= letter <= "\udfff" for letter in raw)
+    try:
+        return isinstance(raw, str) and raw.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _surrogate(raw: str) -> RequestError:

@@ -53,7 +53,7 @@ OPTIONS: list[tuple[str, list[Any], list[str]]] = [
     ("presence_penalty", [NAN, INF, 1e7, "x", None], ["number in"]),
     ("frequency_penalty", [NAN, -INF, 1e7, "x", None], ["number in"]),
     ("ignore_end", [1, 0, "yes", None], ["True or False"]),
-    ("prompt_logprobs", [1, 0, "yes", None], ["True or False"]),
+    ("prompt_logprobs", [-1, 21, 1.5, "yes", None], ["0 to 20"]),
     ("logprobs", [-1, 21, 1.5, "a", None], ["0 to 20"]),
     ("processors", [5, [5], None, [len, "x"], "ab"], ["list of functions"]),
     ("priority", [1.5, 2**40, "x", None], ["whole number"]),

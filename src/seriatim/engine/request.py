@@ -10,6 +10,7 @@ import numpy as np
 from seriatim.engine.cache import Block
 from seriatim.engine.options import Options
 from seriatim.engine.sampling import Draw
+from seriatim.kernels.ops import BLOCK
 
 Rows = Callable[[int, np.ndarray], None]  # (position of the first row, logits [R, V])
 
@@ -113,6 +114,7 @@ class Request:
     ends: frozenset[int] = frozenset()
     wake: Callable[[], object] = _nobody  # told after each step of a thread that moved it
     computed: int = 0
+    started: bool = False  # it has run once, whether or not it does now
     blocks: list[Block] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)  # what `watch` released, in order
@@ -135,6 +137,16 @@ class Request:
     def pending(self) -> int:
         """How many ids are not yet computed."""
         return len(self.ids) - self.computed
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it needs one more id computed, of which it has the block, and no more logits."""
+        count = self.computed
+        return (
+            len(self.ids) - count == 1
+            and count < BLOCK * len(self.blocks)
+            and (self.rows is None or count >= self.prompt)
+        )
 
     @property
     def generated(self) -> int:

@@ -248,7 +248,7 @@ def test_every_speculator_is_right_sometimes_and_changes_nothing(way, sampling):
     ran = Run("llama3", [Ask(way, sampling, sample=i, most=24) for i in range(3)]).check()
     assert ran.total("drafted") > 0
     if way in ("draft", "draft 5", "itself"):
-        assert ran.total("accepted") > 0.7 * ran.total("drafted")
+        assert ran.total("accepted") > 0.4 * ran.total("drafted")
     if way == "itself":
         assert ran.total("accepted") == ran.total("drafted")
         assert {r.usage.steps for r in ran.requests} == {6}  # three guesses and one more id

@@ -259,7 +259,8 @@ class Engine:
             )
 
     def _check_own(self, request: Request) -> None:
-        if getattr(request, "home", None) is not self.scheduler:
+        own = isinstance(request, Request) and (request.done or request.home is self.scheduler)
+        if not own:
             raise RequestError("the request is not of this engine", fix="ask the one that took it")
 
     def _take_in(self) -> None:

@@ -88,6 +88,9 @@ def _own() -> Iterator[Row]:
         yield Row(name, shape, "int4", draft, unit="ms", base=base, most=most)
     sampling = Task("sampling", tokens=128256)
     yield Row("sampling, vocabulary 128256", "1B", "", sampling, unit="us", most=100)
+    for shape in ("1B", "135M"):
+        name, prompt = f"{shape} int4, first id of a known prompt of 1,000", Task("prefix", 1000)
+        yield Row(name, shape, "int4", prompt, unit="ms", base="a new prompt", most=1 / 20)
     name, base = "15M int4, Engine.step() around the runtime", "the runtime's step"
     yield Row(name, "15M", "int4", Task("overhead"), unit="us", base=base, most=40)
 

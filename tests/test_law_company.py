@@ -2,11 +2,12 @@
 
 Each request runs alone, in a fresh cache, on one thread, with its prompt read whole; then in a
 workload that hypothesis draws: others beside it, arriving and aborted at any step, prompts cut into
-chunks, prefixes found in the cache, more requests than the cache can hold. Everything must be equal
-to the bit. Blocks are filled with NaN before they are handed out, so stale data would show.
+chunks, prefixes found in the cache, more requests than the cache can hold, some with guesses of
+what follows, some constrained. Everything must be equal to the bit. Blocks are filled with NaN
+before they are handed out, so stale data would show.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import zip_longest
@@ -19,9 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seriatim.engine import decoding
+from seriatim.engine import engine as engine_module
 from seriatim.engine.cache import Block, BlockPool
+from seriatim.engine.decoding import commit
 from seriatim.engine.engine import Engine
-from seriatim.engine.request import Request
+from seriatim.engine.request import Request, Speculator
 from seriatim.engine.sampler import draw
 from seriatim.kernels.native import isas
 from seriatim.kernels.ops import BLOCK
@@ -55,6 +58,8 @@ class Ask:
     aborted: int | None = None
     priority: int = 0
     tenant: str = ""
+    guesses: str = "none"  # of a speculator that knows what comes: "right", "wrong" or "mixed"
+    guided: bool = False
 
     def prompt(self, vocab_size: int) -> list[int]:
         """The first ids of one of a few long texts, so that prompts share beginnings; then one."""
@@ -62,7 +67,7 @@ class Ask:
         return [*stem[: self.length - 1].tolist(), self.last]
 
     def alone(self) -> "Ask":
-        return replace(self, arrives=0, aborted=None, priority=0, tenant="")
+        return replace(self, arrives=0, aborted=None, priority=0, tenant="", guesses="none")
 
 
 @dataclass(frozen=True)
@@ -140,12 +145,48 @@ class Rows:
             assert self.kept.setdefault(position + i, row.tobytes()) == row.tobytes()
 
 
-def add(engine: Engine, ask: Ask) -> Request:
-    rows = Rows() if ask.scored else None
+@dataclass
+class Oracle(Speculator):
+    """Guesses what is known to come, or something else at some places, or at all."""
+
+    coming: list[int]
+    how: str
+    vocab_size: int
+
+    def propose(self, asked: Any, tokens: int, /) -> list[list[int]]:
+        return [[*self._guess(r.generated, min(most, 4))] for r, most in asked]
+
+    def _guess(self, done: int, most: int) -> Iterator[int]:
+        for place in range(done, done + most):
+            coming = self.coming[place] if place < len(self.coming) else 0
+            right = {"right": True, "wrong": False, "mixed": place % 3 != 2}[self.how]
+            yield coming if right else (coming + 1) % self.vocab_size
+
+
+@dataclass
+class Thirds:
+    """A third of the vocabulary may not come, another one at each place; five ids are enough."""
+
+    vocab_size: int
+
+    def mask(self, ids: Sequence[int], /) -> np.ndarray:
+        allowed = (np.arange(-(-self.vocab_size // 32) * 32) + len(ids)) % 3 != 0
+        return np.packbits(allowed, bitorder="little").view(np.uint32)
+
+    def complete(self, ids: Sequence[int], /) -> bool:
+        return len(ids) == 5
+
+
+def add(engine: Engine, ask: Ask, coming: Sequence[int] = ()) -> Request:
+    rows, size = Rows() if ask.scored else None, engine.model.vocab_size
+    speculator = None if ask.guesses == "none" else Oracle([*coming], ask.guesses, size)
     options = dict(seed=7, logprobs=2, priority=ask.priority, tenant=ask.tenant)
     options |= dict(max_tokens=ask.most) | SAMPLINGS[ask.sampling]
-    prompt = ask.prompt(engine.model.vocab_size)
-    return engine.add(prompt, sample=ask.sample, rows=rows, **options)
+    guides = [Thirds(size)] if ask.guided else []
+    return engine.add(
+        ask.prompt(size), sample=ask.sample, rows=rows, speculator=speculator, guides=guides,
+        **options,
+    )  # fmt: skip
 
 
 def outcome(request: Request) -> Yield:
@@ -171,16 +212,28 @@ def alone(kind: str, ask: Ask) -> Yield:
     return outcome(request)
 
 
-def together(served: Any, asks: list[Ask], how: Setting) -> tuple[list[Request], int]:
-    """Run a workload to its end, checking the books after every step; and how many steps."""
+def coming(kind: str, ask: Ask) -> list[int]:
+    """What an oracle knows: the ids and the end id."""
+    said = alone(kind, ask.alone())
+    return [*said.ids, *([said.stop] if isinstance(said.stop, int) else [])]
+
+
+def together(
+    served: Any, asks: list[Ask], how: Setting, kind: str = ""
+) -> tuple[list[Request], int]:
+    """Run a workload to its end, checking the books after every step; and how many steps.
+
+    Args:
+        kind: of the model, where some guess.
+    """
+    known = [[] if ask.guesses == "none" else coming(kind, ask) for ask in asks]
     engine = Engine(served, budget=how.budget, chunk=how.chunk, most=how.most)
     requests: dict[int, Request] = {}
-    ages: dict[int, int] = {}
     step = 0
     while len(requests) < len(asks) or any(not r.done for r in requests.values()):
         for i, ask in enumerate(asks):
             if i not in requests and ask.arrives <= step:
-                requests[i], ages[i] = add(engine, ask), 0
+                requests[i] = add(engine, ask, known[i])
             if i in requests and ask.aborted == step - ask.arrives:
                 engine.abort(requests[i])
         engine.step()
@@ -199,7 +252,8 @@ def check_company(
     """The law: in this workload every request yields what it yields alone."""
     model = loaded(kind, how.threads, how.isa)
     longest = max(ask.length + ask.most for ask in asks)
-    requests, _ = together(served(model, -(-longest // BLOCK) + how.spare), asks, how)
+    cache = served(model, -(-longest // BLOCK) + how.spare)
+    requests, _ = together(cache, asks, how, kind)
     for ask, request in zip(asks, requests, strict=True):
         expected, seen = alone(kind, ask.alone()), outcome(request)
         if request.stop == "abort":
@@ -226,6 +280,8 @@ asks = st.builds(
     aborted=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 6)),
     priority=st.integers(0, 1),
     tenant=st.sampled_from(["", "", "other"]),
+    guesses=st.sampled_from(["none", "none", "right", "wrong", "mixed"]),
+    guided=st.sampled_from([False, False, True]),
 )
 workloads = st.sampled_from([1, 2, 4, 7, 32]).flatmap(
     lambda size: st.lists(asks, min_size=size, max_size=size)
@@ -261,6 +317,23 @@ def test_threads_and_instruction_sets_change_nothing(kind, threads, isa, asks, h
 @pytest.mark.parametrize("chunk", [1, 2, 63, 64, 65, 149, 150])
 def test_any_cut_of_the_prompt_gives_the_same_bits(kind, chunk):
     check_company(kind, [Ask(length=150, scored=True)], Setting(chunk=chunk))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("guesses", ["right", "wrong", "mixed"])
+def test_guesses_change_the_number_of_steps_and_nothing_else(kind, guesses):
+    asks = [
+        Ask(stem=i % 2, length=61 + i, most=8, sampling=how, guesses=guesses, guided=i % 2 == 1)
+        for i, how in enumerate(sorted(SAMPLINGS))
+    ]
+    check_company(kind, asks, Setting())
+    requests, steps = together(Served(loaded(kind)), asks, Setting(), kind)
+    drafted = sum(r.usage.drafted for r in requests)
+    accepted = sum(r.usage.accepted for r in requests)
+    assert drafted > 0
+    assert (accepted == drafted) == (guesses == "right")
+    assert (accepted == 0) == (guesses == "wrong")
+    assert steps <= {"right": 4, "wrong": 9, "mixed": 7}[guesses]
 
 
 def test_thirty_two_together_are_thirty_two_alone():
@@ -410,6 +483,32 @@ def test_the_law_test_sees_noise_that_is_keyed_by_the_row(monkeypatch):
     monkeypatch.setattr(decoding, "draw", keyed)
     with pytest.raises(AssertionError, match="not what it is alone"):
         check_company("llama3", TWO, Setting())
+
+
+@pytest.mark.parametrize("fault", ["history", "one too many"])
+def test_the_law_test_sees_a_faulty_verifier(monkeypatch, fault):
+    """Penalties that do not see accepted drafts; a draft taken without a look."""
+    drafts: list[int] = []
+
+    def faulty(request, drafted, computed, bounds):
+        drafts[:] = drafted
+        return commit(request, drafted, computed, bounds)
+
+    def forgetful(logits, how, *, ids, **facts):
+        asked = list(ids) if fault == "one too many" else [*ids[:-1], ids[0]]
+        drawn = draw(logits, how, ids=asked if drafts else ids, **facts)
+        if fault == "one too many" and drafts and drawn.id != drafts[0]:
+            return replace(drawn, id=drafts[0])
+        return drawn
+
+    asks = [
+        Ask(length=9, most=8, sampling="penalties", guesses="mixed", sample=i) for i in range(9)
+    ]
+    check_company("llama3", asks, Setting())
+    monkeypatch.setattr(engine_module, "commit", faulty)
+    monkeypatch.setattr(decoding, "draw", forgetful)
+    with pytest.raises(AssertionError, match="not what it is alone"):
+        check_company("llama3", asks, Setting())
 
 
 def test_the_law_test_sees_a_block_that_is_read_after_it_was_freed():

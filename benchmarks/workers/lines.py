@@ -16,6 +16,7 @@ from typing import Any
 
 STEPS = 64  # generated after a prompt before it starts anew: every side at the same lengths
 PROMPT = 16  # ids before the first generated one, where the row names no context
+MIXED = 8  # sequences that run together have 1 to 8 times as many
 
 
 def serve(prepare: Callable[[dict[str, Any]], tuple[int, Callable[[], dict[str, float]]]]) -> None:
@@ -26,6 +27,11 @@ def serve(prepare: Callable[[dict[str, Any]], tuple[int, Callable[[], dict[str, 
     print(json.dumps({"weights": weights}), file=answers, flush=True)
     for _ in sys.stdin:
         print(json.dumps(measure()), file=answers, flush=True)
+
+
+def starts(job: dict[str, Any]) -> list[int]:
+    """How many ids each sequence has before its first generated one."""
+    return [(job["context"] or PROMPT) * (1 + i % MIXED) for i in range(job["batch"])]
 
 
 def until(seconds: float, least: int = 1) -> Iterator[int]:

@@ -7,13 +7,13 @@ import random
 from typing import Any
 
 import llama_cpp as ll
-from lines import PROMPT, STEPS, serve, until
+from lines import STEPS, serve, starts, until
 
 KV = {None: ll.GGML_TYPE_F16, "bf16": ll.GGML_TYPE_F16, "int8": ll.GGML_TYPE_Q8_0}
 
 
 class Context:
-    """A model and its cache; `decode` computes ids at positions, logits for each sequence's last.
+    """A model and its cache; `decode` computes ids at positions, logits for each span's last.
 
     Like ours, f16 is its 16 bit type of keys and values and q8_0 its 8 bit type.
     """
@@ -36,17 +36,19 @@ class Context:
         self.batch = ll.llama_batch_init(ll.llama_n_batch(self.context), 0, 1)
         self.draw = random.Random(0)
 
-    def decode(self, first: int, count: int, sequences: int) -> None:
-        """`count` random ids for each sequence, from position `first` on."""
+    def decode(self, *spans: tuple[int, int, int]) -> None:
+        """Random ids: of each (sequence, first position, count)."""
         batch = self.batch
-        batch.n_tokens = count * sequences
-        for i in range(batch.n_tokens):
-            sequence, offset = divmod(i, count)
-            batch.token[i] = self.draw.randrange(self.size)
-            batch.pos[i] = first + offset
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = sequence
-            batch.logits[i] = offset == count - 1
+        batch.n_tokens = 0
+        for sequence, first, count in spans:
+            for position in range(first, first + count):
+                i = batch.n_tokens
+                batch.token[i] = self.draw.randrange(self.size)
+                batch.pos[i] = position
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = sequence
+                batch.logits[i] = position == first + count - 1
+                batch.n_tokens += 1
         if code := ll.llama_decode(self.context, batch):
             raise SystemExit(f"llama_decode: code {code}")
         ll.llama_synchronize(self.context)
@@ -72,7 +74,7 @@ def prefill(job: dict[str, Any]):
         times = []
         for _ in until(job["seconds"]):
             ll.llama_memory_clear(run.memory, True)
-            run.decode(0, job["tokens"], 1)
+            run.decode((0, 0, job["tokens"]))
             times.append(run.ms())
         return {"value": 1000 * job["tokens"] * len(times) / sum(times)}
 
@@ -80,15 +82,19 @@ def prefill(job: dict[str, Any]):
 
 
 def generate(job: dict[str, Any]):
-    start, batch = job["context"] or PROMPT, job["batch"]
-    run = Context(job, start + STEPS + 64)
-    for first in range(0, start, 256):
-        run.decode(first, min(256, start - first), batch)
+    lengths = starts(job)
+    run = Context(job, max(lengths) + STEPS + 64)
+    for sequence, length in enumerate(lengths):
+        for first in range(0, length, 256):
+            run.decode((sequence, first, min(256, length - first)))
+
+    def once(step: int) -> None:
+        run.decode(*((sequence, length + step, 1) for sequence, length in enumerate(lengths)))
 
     def again() -> None:
-        for sequence in range(batch):
-            ll.llama_memory_seq_rm(run.memory, sequence, start, -1)
-        run.decode(start, 1, batch)
+        for sequence, length in enumerate(lengths):
+            ll.llama_memory_seq_rm(run.memory, sequence, length, -1)
+        once(0)
         run.ms()
 
     def measure() -> dict[str, float]:
@@ -96,9 +102,9 @@ def generate(job: dict[str, Any]):
         for step in until(job["seconds"], least=3):
             if step % STEPS == 0:
                 again()
-            run.decode(start + 1 + step % STEPS, 1, batch)
+            once(1 + step % STEPS)
             times.append(run.ms())
-        return {"value": 1000 * batch * len(times) / sum(times)}
+        return {"value": 1000 * len(lengths) * len(times) / sum(times)}
 
     return ll.llama_model_size(run.model), measure
 

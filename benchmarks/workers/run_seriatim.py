@@ -1,8 +1,8 @@
 """seriatim, by the path that its users take: `Engine.step()`. A job is described in lines.py.
 
-Three kinds have no peer: "draft" (a step of drafted rows beside a step of one, by the runtime),
-"sampling" (one draw, microseconds) and "overhead" (what the engine adds to the runtime's own time,
-microseconds).
+Four kinds have no peer: "draft" (a step of drafted rows beside a step of one, by the runtime),
+"sampling" (one draw, microseconds), "overhead" (what the engine adds to the runtime's own time,
+microseconds) and "prefix" (milliseconds to the first id of a prompt met before).
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from lines import PROMPT, STEPS, serve, until
+from lines import PROMPT, STEPS, serve, starts, until
 
 import seriatim
 from seriatim.engine.sampler import Sampling, draw
@@ -44,9 +44,12 @@ class Timed:
 def prepare(job: dict[str, Any]) -> tuple[int, Measure]:
     if job["kind"] == "sampling":
         return 0, sampling(job)
-    most = (job["context"] or PROMPT) + job["tokens"] + STEPS + BLOCK
+    most = max(starts(job)) + job["tokens"] + STEPS + BLOCK
     model = seriatim.load(job["path"], threads=job["threads"], kv=job["kv"], context=most)
-    kinds = {"decode": generate, "prefill": prefill, "draft": draft, "overhead": overhead}
+    kinds = {
+        "decode": generate, "prefill": prefill, "draft": draft, "overhead": overhead,
+        "prefix": prefix,
+    }  # fmt: skip
     return model.weight_bytes, kinds[job["kind"]](model, job)
 
 
@@ -68,9 +71,8 @@ def prefill(model: seriatim.Model, job: dict[str, Any]) -> Measure:
 
 def generate(model: seriatim.Model, job: dict[str, Any]) -> Measure:
     """Greedy tokens/s of all sequences together; a long prompt is read once, then cached."""
-    prompts, start = _prompts(model), job["context"] or PROMPT
-    engine = seriatim.Engine(model, budget=max(256, PROMPT * job["batch"]))
-    chosen = [prompts(start) for _ in range(job["batch"])]
+    engine = seriatim.Engine(model)
+    chosen = list(map(_prompts(model), starts(job)))
 
     def again(requests: list[Any]) -> list[Any]:
         for request in requests:
@@ -95,6 +97,26 @@ def generate(model: seriatim.Model, job: dict[str, Any]) -> Measure:
         for request in requests:
             engine.abort(request)
         return {"value": len(requests) * len(times) / sum(times)}
+
+    return measure
+
+
+def prefix(model: seriatim.Model, job: dict[str, Any]) -> Measure:
+    """Milliseconds to the first id of a prompt met before, and as "base" of a new one."""
+    engine, prompts = seriatim.Engine(model), _prompts(model)
+
+    def seconds(ids: list[int]) -> float:
+        begin = perf_counter()
+        request = engine.add(ids, max_tokens=1, temperature=0)
+        while not request.done:
+            _step(engine, [request])
+        return perf_counter() - begin
+
+    def measure() -> dict[str, float]:
+        ids = prompts(job["tokens"])
+        base = seconds(ids)
+        value = median(seconds(ids) for _ in range(5))
+        return {"value": 1000 * value, "base": 1000 * base}
 
     return measure
 

@@ -190,7 +190,10 @@ class Model:
     def _window_logprobs(self, ids: list[int], cuts: list[Window]) -> list[np.ndarray]:
         """log p of the ids that each window scores."""
         sinks = [Logprobs([*ids[: w.lead], *ids[w.start : w.end]], w.first) for w in cuts]
-        requests = [self.engine.add(s.ids, rows=s, generate=False, seed=0) for s in sinks]
+        requests = [
+            self.engine.add(s.ids, rows=s, rows_from=s.first - 1, generate=False, seed=0)
+            for s in sinks
+        ]
         finish(self.engine, requests)
         return [sink.values[sink.first :] for sink in sinks]
 

@@ -148,8 +148,9 @@ def finish(engine: Engine, requests: Sequence[Request]) -> None:
         SeriatimError: the first of their errors.
     """
     try:
-        while any(not r.done for r in requests):
-            engine.step()
+        for request in requests:
+            while not request.done:
+                engine.advance(lambda r=request: r.done)
     finally:
         for request in requests:
             engine.abort(request)  # those that are done stay as they are

@@ -1,6 +1,11 @@
 """What a request gives back: whole results, pieces of a stream, scores. Made by `api.py`."""
 
+from asyncio import AbstractEventLoop, get_running_loop
+from asyncio import Event as AsyncEvent
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 from seriatim.codecs import Codec, Watch
@@ -78,7 +83,11 @@ class Score:
 
 
 class Stream:
-    """A request under way: an iterator over its pieces. To close or drop it ends the request."""
+    """A request under way: an iterator over its pieces. To close or drop it ends the request.
+
+    `async for` gives the same pieces without blocking the event loop: the engine then runs in a
+    thread of its own.
+    """
 
     def __init__(
         self,
@@ -97,19 +106,39 @@ class Stream:
 
     def __next__(self) -> Piece:
         """What the next steps add. A step for another stream may have added to this one."""
-        while not self._over:
-            self._step()
-            ids, texts = self.request.ids[self._shown :], self.request.pieces[self._texts :]
-            self._shown, self._texts = self._shown + len(ids), self._texts + len(texts)
-            if ids or any(texts):
-                return Piece("".join(texts), ids)
+        try:
+            while (piece := self._take()) is None and not self._over:
+                self.engine.advance(self._moved)
+        except BaseException:
+            self.close()
+            raise
+        if piece is not None:
+            return piece
         if self.request.error is not None:
             raise self.request.error
         raise StopIteration
 
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        loop, more = get_running_loop(), AsyncEvent()
+        self.request.wake = partial(_tell, loop, more.set)
+        self.engine.start()
+        try:
+            while (piece := self._take()) is not None or not self._over:
+                if piece is not None:
+                    yield piece
+                else:
+                    await more.wait()
+                more.clear()
+        finally:
+            self.engine.abort(self.request)
+        if self.request.error is not None:
+            raise self.request.error
+
     def close(self) -> None:
         """Abort the request and free its cache."""
         self.engine.abort(self.request)
+        while not self.request.done:  # another thread's step is under way
+            self.engine.advance(lambda: self.request.done)
         self._finish()
 
     def __del__(self) -> None:
@@ -144,21 +173,30 @@ class Stream:
             reencodes=None if codec is None else not codec.differs(ids),
         )
 
-    def _step(self) -> None:
-        try:
-            if not self.request.done:
-                self.engine.step()
-        except BaseException:
-            self.close()
-            raise
-        if self.request.done:
+    def _moved(self) -> bool:
+        return self.request.done or self._shown < len(self.request.ids)
+
+    def _take(self) -> Piece | None:
+        """What has come since; None for nothing yet, or nothing more."""
+        if self.request.done:  # asked before what came last is read: a thread may still add to it
             self._finish()
+        texts = self.request.pieces[self._texts :]
+        end = self._shown + len(texts) if self._watch else None  # a text follows its id
+        ids = self.request.ids[self._shown : end]
+        self._shown, self._texts = self._shown + len(ids), self._texts + len(texts)
+        return Piece("".join(texts), ids) if ids or any(texts) else None
 
     def _finish(self) -> None:
         """Nothing more will come: shows what was held back, since it begins no stop string."""
         if not self._over and self._watch is not None:
             self.request.pieces.append(self._watch.finish())
         self._over = True
+
+
+def _tell(loop: AbstractEventLoop, what: Callable[[], None]) -> None:
+    """Call it in the loop's thread, if the loop still runs."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(what)
 
 
 def with_samples(samples: list[Result]) -> Result:

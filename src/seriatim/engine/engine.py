@@ -5,9 +5,11 @@ leave, be cut into chunks or be preempted at any step.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate, count, pairwise
 from math import inf
+from time import perf_counter
 from typing import Any, Protocol
 from weakref import finalize
 
@@ -17,9 +19,10 @@ from seriatim.engine.batch import pack
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.decoding import Bounds, Computed, commit
 from seriatim.engine.options import parse, silent, token_ids, whole
-from seriatim.engine.request import Guide, Request, Rows, Watch
+from seriatim.engine.request import Guide, Request, Rows, Speculator, Watch
 from seriatim.engine.runner import Runner
 from seriatim.engine.scheduler import Scheduler, Work
+from seriatim.engine.speculate import Proposals
 from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError
 from seriatim.kernels.ops import BLOCK, Runtime
 
@@ -89,8 +92,11 @@ class Engine:
             )
         finalize(self, self.scheduler.clear)
         self._bounds = Bounds(frozenset(model.ends), model.context)
+        self._proposals = Proposals(
+            self.scheduler, context=model.context, vocab_size=model.vocab_size
+        )
         self._computing = False
-        self._late: list[Request] = []
+        self._late: deque[Request] = deque()  # `abort` waits for no step of a thread of its own
         self._new: deque[Request] = deque()  # `add` waits for no step
         self._numbers = count(1)
         self._runner: Runner | None = None
@@ -104,6 +110,7 @@ class Engine:
         rows: Rows | None = None,
         rows_from: int = 0,
         guides: Sequence[Guide] = (),
+        speculator: Speculator | None = None,
         generate: bool = True,
         **options: Any,
     ) -> Request:
@@ -116,6 +123,7 @@ class Engine:
             rows: called with (position, logits [R, V]) until it has seen every prompt position
                 from `rows_from` on; those before may come from the cache.
             guides: say at each place which ids may come.
+            speculator: guesses what follows, for several ids in one step; it changes no id.
             generate: False ends the request where the first id would be sampled.
             options: as for `Model.generate`.
 
@@ -132,7 +140,7 @@ class Engine:
         self._check_open()
         request = Request(
             next(self._numbers), list(prompt), parsed, sample, watch, rows,
-            whole("rows_from", rows_from, 0, len(prompt) - 1), tuple(guides),
+            whole("rows_from", rows_from, 0, len(prompt) - 1), tuple(guides), speculator,
         )  # fmt: skip
         self._new.append(request)
         if self._runner is not None:
@@ -142,7 +150,8 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would have something to do."""
-        return bool(self._new or self.scheduler.running or self.scheduler.waiting)
+        scheduler = self.scheduler
+        return bool(self._new or self._late or scheduler.running or scheduler.waiting)
 
     def step(self) -> list[Request]:
         """Compute once; the requests that moved on. An empty list: nothing is queued."""
@@ -163,20 +172,34 @@ class Engine:
         """End that thread after the step it is at; requests stay where they are."""
         if self._runner is not None:
             self._runner.stop()
+            self._end_late()
 
     @property
     def runs(self) -> bool:
         """Whether a thread of its own steps it."""
         return self._runner is not None and self._runner.alive
 
+    def advance(self, ready: Callable[[], bool]) -> None:
+        """Step, or wait for the thread that steps until `ready` or a second is over."""
+        if self._runner is not None and self.runs:
+            self._runner.wait(ready)
+        else:
+            self.step()
+
     def abort(self, request: Request) -> None:
-        """End a request now and free its cache; one that is done stays as it is."""
+        """End a request and free its cache; one that is done stays as it is.
+
+        It ends now, or after the step under way if the engine has a thread of its own: nobody
+        waits for that.
+        """
+        if self._runner is not None and self.runs:
+            self._late.append(request)
+            self._runner.wake()
+            return
         with self.pool.lock:
-            if self._computing:  # a signal or a collected stream: what is computed must stay
-                self._late.append(request)
-            elif not request.done:
-                request.end("abort", "abort")
-                self.scheduler.remove(request)
+            self._late.append(request)
+            if not self._computing:  # a signal or a collected stream: what is computed must stay
+                self._end_late()
 
     def check(self) -> None:
         """Verify the cache's books: free + used = total, and every use is a request's."""
@@ -237,25 +260,41 @@ class Engine:
         self._computing = True
         try:
             self._take_in()
-            work = self.scheduler.schedule()
-            return work, self._run(work) if work else []
+            work = self._proposals.extend(self.scheduler.schedule())
+            return self._run(work) if work else ([], [])
         finally:
             self._computing = False
-            while self._late:
-                self.abort(self._late.pop())
+            self._end_late()
 
-    def _run(self, work: list[Work]) -> list[Computed]:
-        """Logits of each item's rows; a request whose rows are not finite gets its error."""
+    def _end_late(self) -> None:
+        """Those whose abort came while a step computed."""
+        with self.pool.lock:
+            while self._late:
+                request = self._late.popleft()
+                if not request.done:
+                    request.end("abort", "abort")
+                    self.scheduler.remove(request)
+                    request.wake()
+
+    def _run(self, work: list[Work]) -> tuple[list[Work], list[Computed]]:
+        """Logits of each item's rows; a request whose rows are not finite gets its error.
+
+        Should a guess be to blame, the step is run without any: that id might never have come.
+        """
         batch, counts = pack(work)
         cuts = [*accumulate(counts, initial=0)]
+        began = perf_counter()
         logits = self.model.runtime.step(batch)
+        self._proposals.ran(len(batch.ids), perf_counter() - began)
         finite, best = self.model.runtime.finite(), self.model.runtime.best()
         if 0 in finite.tobytes():  # ten times as fast as `all`
+            if any(item.drafts for item in work):
+                return self._run([replace(item, drafts=()) for item in work])
             logits = logits.copy()  # a trace computes in the same memory, and stops half-way
             first = self.model.runtime.trace(batch)
             for item, (a, b) in zip(work, pairwise(cuts), strict=True):
                 item.request.error = None if finite[a:b].all() else _not_finite(first)
-        return [Computed(logits[a:b], best[a:b]) for a, b in pairwise(cuts)]
+        return work, [Computed(logits[a:b], best[a:b]) for a, b in pairwise(cuts)]
 
     def _advance(self, item: Work, computed: Computed) -> None:
         """The keys and values are written: count them, sample, let others find full blocks."""

@@ -26,6 +26,30 @@ class Guide(Protocol):
         ...
 
 
+class Speculator(Protocol):
+    """Guesses which ids come next. It decides how fast they come, and never which.
+
+    A class that inherits from it needs `propose` alone.
+    """
+
+    def propose(
+        self, asked: Sequence[tuple["Request", int]], tokens: int, /
+    ) -> Sequence[Sequence[int]]:
+        """For each request what may follow its `ids`, or nothing.
+
+        Args:
+            asked: each with the most ids that are of use; what is more is left out.
+            tokens: how many the step computes without drafts.
+        """
+        ...
+
+    def ran(self, tokens: int, seconds: float, /) -> None:
+        """The step that followed `propose` computed so many tokens in so much time."""
+
+    def release(self, request: "Request", /) -> None:
+        """The request has ended: nothing more is asked for it."""
+
+
 class Watch(Protocol):
     """Text the engine does not see: told each id, it says whether a stop string is complete."""
 
@@ -42,9 +66,14 @@ class Usage:
     drafted: int = 0
     accepted: int = 0
     missed: str = ""  # why not more of the prompt was cached
+    undrafted: str = ""  # why its speculator was switched off
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+
+
+def _nobody() -> None:
+    """Waits for it."""
 
 
 @dataclass(eq=False)
@@ -57,6 +86,7 @@ class Request:
         draws: one per sampled id, with log-probabilities; `ending` is the end id's.
         rows_from: the first position whose logits `rows` is given.
         guides: all of them must allow an id.
+        speculator: guesses what follows; None: nothing does.
         stop: the end id or stop string met, "complete" (nothing can follow by a guide),
             "max_tokens", "context" or "abort"; None while it runs.
         reason: "stop", "length" or "abort": a stop string may read "context" too.
@@ -71,9 +101,8 @@ class Request:
     rows: Rows | None = None  # is given the logits of the prompt's positions
     rows_from: int = 0
     guides: tuple[Guide, ...] = ()
-    wake: Callable[[], object] = lambda: (
-        None
-    )  # after each step of a background thread that moved it
+    speculator: Speculator | None = None
+    wake: Callable[[], object] = _nobody  # told after each step of a thread that moved it
     computed: int = 0
     blocks: list[Block] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
@@ -122,6 +151,15 @@ class Request:
         """Sorts the most urgent first: priority, then arrival."""
         return (-self.options.priority, self.number)
 
+    def release(self) -> None:
+        """Nothing more is asked of its speculator."""
+        speculator, self.speculator = self.speculator, None
+        if speculator is not None:
+            try:
+                speculator.release(self)
+            except Exception as error:  # its fault, not the request's
+                self.usage.undrafted = f"{type(error).__name__}: {error}"
+
     def end(self, stop: int | str, reason: str = "stop") -> None:
         """Nothing more comes; who holds its blocks gives them back."""
         self.stop, self.reason = stop, reason
@@ -129,6 +167,5 @@ class Request:
     def lap(self, phase: str) -> None:
         """Add the time since the last lap to a phase."""
         now = perf_counter()
-        name = f"{phase}_ms"
-        setattr(self.usage, name, getattr(self.usage, name) + 1000 * (now - self.since))
+        vars(self.usage)[f"{phase}_ms"] += 1000 * (now - self.since)
         self.since = now

@@ -1,5 +1,6 @@
 """Steps an engine in a thread of its own while it has work. What it computes is `Engine.step`'s."""
 
+from collections.abc import Callable
 from threading import Condition, Thread
 from typing import Protocol
 from weakref import ref
@@ -26,7 +27,7 @@ class Runner:
     """
 
     def __init__(self, engine: Steps) -> None:
-        self._engine, self._more = ref(engine), Condition()
+        self._engine, self._more, self._moved = ref(engine), Condition(), Condition()
         self._stopping = False
         self.error: SeriatimError | None = None
         self._thread = Thread(target=self._run, name="seriatim-engine", daemon=True)
@@ -40,6 +41,11 @@ class Runner:
         """There is work."""
         with self._more:
             self._more.notify()
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Return when a step has made it so, or after a while."""
+        with self._moved:
+            self._moved.wait_for(ready, PATIENCE)
 
     def stop(self) -> None:
         """Return when no step runs any more; requests stay where they are."""
@@ -60,6 +66,8 @@ class Runner:
                 self.error.__cause__ = error
                 moved, self._stopping = engine.fail(self.error), True
             del engine
+            with self._moved:
+                self._moved.notify_all()
             for request in moved:
                 request.wake()
 

@@ -80,6 +80,7 @@ class Scheduler:
             if request in queue:
                 queue.remove(request)
         self._release(request)
+        request.release()
 
     def schedule(self) -> list[Work]:
         """The next step's work: those that run, most urgent first, then those that wait."""

@@ -24,11 +24,12 @@ def batch(lab: Lab) -> Seen:
     equal, widest = 0, 0
     for name, group, limits in arrangements if lab.small else arrangements[1:3]:
         spy = Spy(lab.model.runtime)
-        equal += lab.company(lab.private(runtime=spy, **limits), group, name, every="most" in limits)
+        late = int("most" in limits)
+        equal += lab.company(group, name, every=late, runtime=spy, **limits)
         widest = max(widest, spy.most)
     if widest < 3:
         raise Broken("the engine", expected="requests side by side", seen=f"{widest} at a time")
-    return Seen(equal, f"any bit of logits, ids and log-probabilities of up to {widest} at a time")
+    return Seen(equal, f"{lab.finest} of logits, ids and log-probabilities of up to {widest} at a time")
 
 
 def mixed(lab: Lab) -> list[Case]:
@@ -49,11 +50,10 @@ def chunk(lab: Lab) -> Seen:
     equal = 0
     for size in sizes:
         case = short if size < 16 else long
-        equal += lab.company(lab.private(budget=size), [case], f"in steps of {size} ids")
+        equal += lab.company([case], f"in steps of {size} ids", budget=size)
     for size in (9, 40):
-        how = f"{size} ids of each in a step"
-        equal += lab.company(lab.private(chunk=size), [long, short], how)
-    return Seen(equal, f"any bit of {equal:,} logits of up to {len(long.ids)} positions")
+        equal += lab.company([long, short], f"{size} ids of each in a step", chunk=size)
+    return Seen(equal, f"{lab.finest} of {equal:,} logits of up to {len(long.ids)} positions")
 
 
 # ---- the cache ---------------------------------------------------------------------------------
@@ -62,11 +62,13 @@ def chunk(lab: Lab) -> Seen:
 def cache(lab: Lab) -> Seen:
     """Prompts that begin as earlier ones did, against each in a cold cache."""
     need(lab.most > BLOCK + 20, f"no context for more than one block of {BLOCK} positions")
-    equal, reused = 0, 0
+    equal, reused, cases = 0, 0, list(prefixes(lab))
+    for case in cases:
+        lab.alone(case)
     for poison in (False, True) if lab.exact else (False,):
         spy, known = Spy(lab.model.runtime), dict[str, list[list[int]]]()
         own = lab.private(runtime=spy, poison=poison)
-        for case in prefixes(lab):
+        for case in cases:
             before = spy.tokens
             [seen] = lab.run(own, [lab.asked(case)])
             equal += lab.compare(case, lab.alone(case), seen, "its beginning in the cache")
@@ -74,7 +76,7 @@ def cache(lab: Lab) -> Seen:
             reused += seen.usage.cached
     if not reused:
         raise Broken("the cache", expected="beginnings that are found again", seen="none")
-    return Seen(equal, f"any bit after {reused:,} positions that were not computed again")
+    return Seen(equal, f"{lab.finest} after {reused:,} positions that were not computed again")
 
 
 def prefixes(lab: Lab) -> Iterator[Case]:
@@ -127,17 +129,19 @@ def recycled(lab: Lab) -> Seen:
     cases = [lab.case("plain", length - 3 * i, stem=30 + i, scored=i == 1) for i in range(3)]
     blocks = _blocks(length + 8)
     need(lab.model.pool.limit >= blocks, "the cache holds no request of that length")
+    for case in cases:
+        lab.alone(case)
     equal, rounds = 0, [0, 1, 0, 2, 1, 2, 0] if lab.small else [0, 1, 0]
     for spare, poison in ((0, False), (1, lab.exact)):
         own = lab.private(blocks=blocks + spare, poison=poison)
         for i in rounds:
-            equal += lab.company(own, [cases[i]], f"in a cache of {blocks + spare} used blocks")
+            equal += lab.company([cases[i]], f"in a cache of {blocks + spare} used blocks", own=own)
             _aborted(own, cases[(i + 1) % 3])
         pool = own.pool
         if pool.available != pool.limit:
             raise Broken("blocks given back", expected=pool.limit, seen=pool.available)
     equal += _held(lab, cases)
-    return Seen(equal, f"any bit of {equal:,} values, stale keys as NaN too")
+    return Seen(equal, f"{lab.finest} of {equal:,} values, stale keys as NaN too")
 
 
 def _aborted(own: Any, case: Case) -> None:
@@ -155,8 +159,8 @@ def _held(lab: Lab, cases: Sequence[Case]) -> int:
     need(lab.most > length + most, "the context holds no request of that length")
     longest = lab.case("penalties", length, most=most, stem=40)
     blocks = _blocks(length + most) + _blocks(len(cases[0].ids) + 8)
-    own = lab.private(blocks=blocks, most=2)
-    return lab.company(own, [longest, *cases, *cases[:2]], "beside what is evicted")
+    group = [longest, *cases, *cases[:2]]
+    return lab.company(group, "beside what is evicted", blocks=blocks, most=2)
 
 
 def preemption(lab: Lab) -> Seen:
@@ -173,14 +177,13 @@ def preemption(lab: Lab) -> Seen:
     equal, computed = 0, 0
     for spare in (0, 1):
         spy = Spy(lab.model.runtime)
-        own = lab.private(blocks=blocks + spare, runtime=spy)
         how = f"{count} in a cache of {blocks + spare} blocks"
-        equal += lab.company(own, cases, how)
+        equal += lab.company(cases, how, blocks=blocks + spare, runtime=spy)
         computed += spy.tokens
     again = computed - 2 * sum(len(c.ids) + 11 for c in cases)
     if again <= 0:
         raise Broken("the cache", expected="too small for all", seen="nobody was preempted")
-    return Seen(equal, f"any bit, after {again:,} positions were computed again")
+    return Seen(equal, f"{lab.finest}, after {again:,} positions were computed again")
 
 
 def _blocks(positions: int) -> int:
@@ -197,7 +200,7 @@ def threads(lab: Lab) -> Seen:
     others = sorted(counts - {lab.model.runtime.threads})
     equal = sum(_other(lab, f"{n} thread{'s' * (n > 1)}", threads=n) for n in others)
     shown = ", ".join(map(str, sorted(counts)))
-    return Seen(equal, f"any bit of {equal:,} values on {shown} threads")
+    return Seen(equal, f"{lab.finest} of {equal:,} values on {shown} threads")
 
 
 def instruction_sets(lab: Lab) -> Seen:
@@ -206,7 +209,7 @@ def instruction_sets(lab: Lab) -> Seen:
     others = [isa for isa in isas() if isa != lab.model.runtime.isa]
     need(bool(others), "this processor runs one instruction set only")
     equal = sum(_other(lab, f"instruction set {isa}", isa=isa) for isa in others)
-    return Seen(equal, f"any bit of {equal:,} values; {lab.model.runtime.isa} = {' = '.join(others)}")
+    return Seen(equal, f"{lab.finest} of {equal:,} values; {lab.model.runtime.isa} = {' = '.join(others)}")
 
 
 def _other(lab: Lab, how: str, **options: Any) -> int:
@@ -218,10 +221,10 @@ def _other(lab: Lab, how: str, **options: Any) -> int:
     slow = "isa" in options and not lab.small
     long = lab.case("plain", 12 if slow else lab.most, most=3, stem=3, scored=True)
     short = lab.case("nucleus", 9, most=3, stem=4, scored=True)
-    equal = lab.company(lab.private(model=other), [long], how)
-    equal += lab.company(lab.private(model=other), [short, lab.case("plain", 3, stem=8)], how)
+    equal = lab.company([long], how, model=other)
+    equal += lab.company([short, lab.case("plain", 3, stem=8)], how, model=other)
     if not slow:
-        equal += lab.company(lab.private(model=other, budget=1), [short], f"{how}, id by id")
+        equal += lab.company([short], f"{how}, id by id", model=other, budget=1)
     return equal
 
 

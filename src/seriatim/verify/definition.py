@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 CLOSE = 2e-7  # relative; 128 k of the engine's integer weights are off by 6e-8, numpy's logarithm by 1e-15
+REACH = 26.2  # noise is at least -log(33 log 2) = -3.14 and at most 33 log 2 = 22.9
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 WEYL = (0x9E3779B9, 0xBB67AE85)
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -62,6 +63,7 @@ def choose(
     prompt: int,
     sample: int = 0,
     forbidden: Sequence[int] = (),
+    close: float = CLOSE,
 ) -> Choice:
     """The id at position `len(ids)`.
 
@@ -71,23 +73,30 @@ def choose(
         ids: what comes before, of which `prompt` were given.
         sample: which of n.
         forbidden: ids that may not come here.
+        close: how far the logits may be off.
     """
     done = len(ids) - prompt
     if done < len(how.get("forced_ids", ())):
         return Choice(how["forced_ids"][done], True)
     x = _masked(_penalised(logits.astype(np.float64), how, ids, prompt), how, forbidden)
     temperature = how.get("temperature", 1.0)
-    if temperature == 0:
-        return Choice(int(x.argmax()), True)  # the lowest id of equals
-    kept, sure = survivors((x - x.max()) / temperature, how)
-    noise = gumbel(kept, position=len(ids), seed=how["seed"], sample=sample)
-    scores = (x[kept] - x.max()) / temperature + noise
-    best = int(scores.argmax())
-    margin = scores[best] - np.delete(scores, best).max(initial=-np.inf)
-    return Choice(int(kept[best]), bool(sure and margin > CLOSE))
+    if temperature == 0:  # the lowest id of equals
+        return Choice(int(x.argmax()), close <= CLOSE or _lead(x) > close)
+    z = (x - x.max()) / temperature
+    kept, sure = survivors(z, how, close)
+    kept = kept[z[kept] > -REACH]
+    scores = z[kept] + gumbel(kept, position=len(ids), seed=how["seed"], sample=sample)
+    return Choice(int(kept[scores.argmax()]), bool(sure and _lead(scores) > close / temperature))
 
 
-def survivors(z: np.ndarray, how: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
+def _lead(scores: np.ndarray) -> float:
+    """How far the best is above the second."""
+    return float(np.diff(np.sort(scores)[-2:])[0]) if len(scores) > 1 else np.inf
+
+
+def survivors(
+    z: np.ndarray, how: Mapping[str, Any], close: float = CLOSE
+) -> tuple[np.ndarray, bool]:
     """Ids that the filters leave, ascending, and whether that is certain; z has maximum 0."""
     ids = np.flatnonzero(z > -np.inf)
     order = ids[np.lexsort((ids, -z[ids]))]  # falling, equals by rising id
@@ -96,11 +105,11 @@ def survivors(z: np.ndarray, how: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
     sure, weight = True, np.exp(z[order])
     if how.get("top_p", 1.0) < 1:
         share = np.cumsum(weight) / weight.sum()
-        sure = bool((abs(share - how["top_p"]) > CLOSE).all())
+        sure = bool((abs(share - how["top_p"]) > close).all())
         order = order[: int((share < how["top_p"]).sum()) + 1]
     if how.get("min_p", 0.0):
         share = np.exp(z[order] - z[order[0]])
-        sure = sure and bool((abs(share - how["min_p"]) > CLOSE).all())
+        sure = sure and bool((abs(share - how["min_p"]) > close).all())
         order = order[share >= how["min_p"]]
     return np.sort(order), sure
 

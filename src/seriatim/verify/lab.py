@@ -16,13 +16,12 @@ import numpy as np
 
 from seriatim.engine.cache import Block, BlockPool
 from seriatim.engine.engine import Engine
-from seriatim.engine.request import Guide, Request
+from seriatim.engine.request import Guide, Request, Speculator
 from seriatim.errors import RequestError
 from seriatim.kernels.ops import BLOCK, Batch
 from seriatim.verify.report import Broken, LeftOut
 
 WHOLE = 1 << 20  # a budget that no prompt fills
-CLOSE = 2e-3  # of log-probabilities and logits, where a runtime promises no bits
 
 SEED = 0xF00DFACE_00000007  # both halves matter
 
@@ -124,7 +123,9 @@ class Lab:
     seed: int = 0
     thorough: bool = False
     original: Any = None
+    _cases: dict[str, Case] = field(default_factory=dict, repr=False)
     _alone: dict[Case, Outcome] = field(default_factory=dict, repr=False)
+    _latest: Any = None  # the only cache whose blocks are its own
 
     @property
     def spec(self) -> Any:
@@ -135,15 +136,24 @@ class Lab:
         """Whether the runtime promises bits (contracts.md; the torch reference does not)."""
         return not self.model.runtime.facts.startswith("torch")
 
+    @cached_property
+    def close(self) -> float:
+        """How far logits and log-probabilities may be apart where no bits are promised.
+
+        Another order of additions turns some of what is rounded by one unit (see `numbers.LIMITS`).
+        """
+        kinds = self.model.checkpoint.dtypes.keys() | {self.model.facts.partition(", kv ")[2][:3]}
+        return 0.0 if self.exact else 2e-3 if kinds == {"f32"} else 0.3
+
     @property
-    def draws(self) -> np.random.Generator:
-        """Fresh for each check, so that none depends on another."""
-        return np.random.default_rng(self.seed)
+    def finest(self) -> str:
+        """The smallest difference that is seen, in words."""
+        return "any bit" if self.exact else f"a difference above {self.close:g}"
 
     @cached_property
     def small(self) -> bool:
         """Whether a step is cheap enough to try everything."""
-        return self.thorough or self.model.checkpoint.parameters < 30_000_000
+        return self.thorough or (self.exact and self.model.checkpoint.parameters < 30_000_000)
 
     @property
     def most(self) -> int:
@@ -156,12 +166,17 @@ class Lab:
         rng = np.random.default_rng([self.seed, stem])
         return tuple(rng.integers(0, self.model.vocab_size, 1 << 14)[:length].tolist())
 
-    def case(self, name: str, length: int, *, most: int = 8, stem: int = 0, **how: Any) -> Case:
-        """A request of random ids, named after one of `SAMPLINGS`."""
-        options = {"max_tokens": most, "seed": SEED + stem, "ignore_end": True, "logprobs": 2}
-        length = max(1, min(length, self.most - most))
-        ids = self.ids(length, stem=stem)
-        return Case(name, ids, options | SAMPLINGS[name] | how.pop("options", {}), **how)
+    def case(
+        self, name: str, length: int, *, most: int = 8, stem: int = 0, **how: Any
+    ) -> Case:
+        """A request of random ids, named after one of `SAMPLINGS`; asked for again, the same."""
+        key = repr((name, length, most, stem, how))
+        if key not in self._cases:
+            given = {"max_tokens": most, "seed": SEED + stem, "ignore_end": True, "logprobs": 2}
+            ids = self.ids(max(1, min(length, self.most - most)), stem=stem)
+            options = given | SAMPLINGS[name] | how.pop("options", {})
+            self._cases[key] = Case(name, ids, options, **how)
+        return self._cases[key]
 
     # ------------------------------------------------------------ runs
 
@@ -173,6 +188,7 @@ class Lab:
         poison: bool = False,
         runtime: Any = None,
         ends: Sequence[int] | None = None,
+        context: int | None = None,
         **limits: Any,
     ) -> Any:
         """The model with an engine and a cold cache of its own; one at a time."""
@@ -183,7 +199,9 @@ class Lab:
         if isinstance(own.pool, Poisoned):
             own.pool.poison = own.runtime.poison
         own.ends = own.ends if ends is None else tuple(ends)
+        own.context = own.context if context is None else context
         own.engine = Engine(own, **{"budget": WHOLE} | limits)
+        self._latest = own.pool
         return own
 
     def alone(self, case: Case) -> Outcome:
@@ -198,7 +216,7 @@ class Lab:
         cases: Sequence[Case],
         *,
         every: int = 0,
-        speculator: Callable[[Case], Any] = lambda case: None,
+        speculator: Callable[[Case], Speculator | None] = lambda case: None,
     ) -> list[Outcome]:
         """Run requests together, the cache's books checked after each step.
 
@@ -208,6 +226,7 @@ class Lab:
             every: how many steps lie between two arrivals.
             speculator: of each request.
         """
+        assert own.pool is self._latest, "another cache over the same blocks has been used since"
         engine, requests = own.engine, []
         steps, limit = 0, 1000 + 8 * sum(len(c.ids) + 64 for c in cases)
         while len(requests) < len(cases) or any(not r.done for r in requests):
@@ -222,13 +241,25 @@ class Lab:
                 raise Broken("the engine", expected="progress", seen=f"none for {stuck[0]}")
         return [_outcome(case, request) for case, request in zip(cases, requests, strict=True)]
 
-    def company(self, own: Any, cases: Sequence[Case], how: str, **options: Any) -> int:
+    def company(
+        self,
+        cases: Sequence[Case],
+        how: str,
+        *,
+        own: Any = None,
+        every: int = 0,
+        speculator: Callable[[Case], Speculator | None] = lambda case: None,
+        **private: Any,
+    ) -> int:
         """Run requests together and hold each against itself alone; how many values were equal.
 
-        A runtime that promises no bits is given the ids it chose alone, and compared closely.
+        Where `own`, from `private`, has run before, what they yield alone must be known already:
+        the blocks are the runtime's. One that promises no bits is given the ids it chose alone.
         """
         alone = [self.alone(case) for case in cases]
-        together = self.run(own, [self.asked(case) for case in cases], **options)
+        asked = [self.asked(case) for case in cases]
+        own = own or self.private(**private)
+        together = self.run(own, asked, every=every, speculator=speculator)
         return sum(
             self.compare(case, expected, seen, how)
             for case, expected, seen in zip(cases, alone, together, strict=True)
@@ -277,7 +308,7 @@ class Lab:
         if self.exact:
             differ = one.view(np.uint32) != other.view(np.uint32)
         else:
-            differ = ~(abs(one - other) <= CLOSE * max(1.0, float(one.std())))
+            differ = ~(abs(one - other) <= self.close * max(1.0, float(one.std())))
         if differ.any():
             id = int(differ.argmax())
             raise Broken(
@@ -286,7 +317,7 @@ class Lab:
             )  # fmt: skip
 
     def _same(self, a: float, b: float, case: Case, position: int, how: str) -> None:
-        if a != b if self.exact else not abs(a - b) <= CLOSE * max(1.0, abs(a)):
+        if not abs(a - b) <= self.close * max(1.0, abs(a)):
             raise Broken(
                 f"log-probability at position {position}, {how}", request=str(case),
                 expected=f"{a!r} ({a.hex()})", seen=f"{b!r} ({b.hex()})",
@@ -336,13 +367,11 @@ def _growing(runtime: Any) -> Callable[[int], None]:
     return lambda blocks: runtime.resize(max(blocks, runtime.blocks))
 
 
-def _add(engine: Engine, case: Case, speculator: Any) -> Request:
+def _add(engine: Engine, case: Case, speculator: Speculator | None) -> Request:
     rows = Kept() if case.scored else None
-    more = {} if speculator is None else {"speculator": speculator}
-    options = {**case.options, **more}
     return engine.add(
         case.ids, sample=case.sample, rows=rows, rows_from=case.rows_from, guides=case.guides,
-        **options,
+        speculator=speculator, **case.options,
     )  # fmt: skip
 
 

@@ -70,6 +70,20 @@ def test_async_iteration_gives_the_pieces_of_several_streams_at_once(model):
         assert "".join(piece.text for piece in pieces) == expected.text
 
 
+def test_a_program_follows_the_ids_of_a_request(model):
+    alone = model.engine.add([7, 8, 9], max_tokens=20, seed=4)
+    while not alone.done:
+        model.engine.step()
+
+    async def main():
+        request = model.engine.add([7, 8, 9], max_tokens=20, seed=4)
+        return [ids async for ids in model.engine.follow(request)]
+
+    steps = asyncio.run(main())
+    assert [id for ids in steps for id in ids] == alone.answer
+    assert len(steps) > 1
+
+
 def test_an_async_stream_left_early_frees_its_blocks(model):
     async def leave():
         stream = model.stream("a", seed=0, ignore_end=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from seriatim import requesting
+from seriatim import beaming, requesting, selecting
 from seriatim.codecs import Codec
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.engine import Engine
@@ -18,11 +18,18 @@ from seriatim.engine.options import token_ids, whole
 from seriatim.errors import RequestError
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models.checkpoint import Checkpoint
-from seriatim.requesting import Prompt, codec_of, content, finish, open_stream, prompt_ids, several
+from seriatim.requesting import (
+    MOST_SAMPLES,
+    Prompt,
+    codec_of,
+    content,
+    finish,
+    open_stream,
+    prompt_ids,
+    several,
+)
 from seriatim.results import Score, Stream
 from seriatim.scoring import Logprobs, Window, standard_error, windows
-
-MOST_SAMPLES = 128
 
 
 class Model:
@@ -112,6 +119,9 @@ class Model:
                 fix="use generate",
             )
         return open_stream(self, self.prompt_ids(prompt), stop, options)
+
+    beam = beaming.beam
+    best_of, vote, mbr = selecting.best_of, selecting.vote, selecting.mbr
 
     def score(self, raw: Prompt, *, given: Prompt = None) -> Score:
         """Log-likelihood of an object or of ids, the same numbers as the training loss.

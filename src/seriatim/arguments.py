@@ -84,8 +84,9 @@ def _given(group: str, source: Callable[..., None], command: Callable[..., None]
 
 
 def request_options(asked: dict[str, Any]) -> dict[str, Any]:
-    """Options of a request as they were typed, as `Model.generate` takes them."""
-    options = {name: value for name, value in asked.items() if value is not None}
+    """Options of a request as they were typed, as `Model.generate` takes them; no defaults."""
+    untyped = {p.name: p.default for p in signature(_requesting).parameters.values()}
+    options = {name: value for name, value in asked.items() if value != untyped[name]}
     for name in ("allowed_ids", "banned_ids"):
         if name in options:
             options[name] = parse_ids(f"--{name.replace('_', '-')}", options[name])

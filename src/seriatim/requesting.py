@@ -14,7 +14,8 @@ from seriatim.errors import RequestError, SeriatimError, did_you_mean, shown
 from seriatim.results import Result, Stream, with_samples
 from seriatim.scoring import Logprobs
 
-MOST_STOPS, LONGEST_STOP = 16, 256
+MOST_SAMPLES, MOST_STOPS, LONGEST_STOP = 128, 16, 256
+KNOWN = NAMES | {"n", "stop", "prompt_logprobs"}  # what may be asked of a request
 
 Prompt = Any  # the codec's object, a pathlib.Path to a file of it, a list of ids, or None
 
@@ -132,7 +133,7 @@ def open_stream(
 ) -> Stream:
     """One request, queued."""
     named = _named(options)
-    watch, stops = None, _stops(stop, model.codec)
+    watch, stops = None, stop_strings(stop, model.codec)
     if model.codec is not None:
         minimum = named.get("min_tokens", 0)
         watch = Watch(model.codec.stream(after=ids), stops, minimum=minimum)
@@ -160,17 +161,17 @@ def finish(engine: Engine, requests: Sequence[Request]) -> None:
 
 
 def _named(options: Mapping[str, Any]) -> dict[str, Any]:
-    known = NAMES | {"n", "stop", "prompt_logprobs"}
     for name in options:
-        if name not in known:
-            raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, known))
+        if name not in KNOWN:
+            raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, KNOWN))
     asked = options.get("prompt_logprobs", False)
     if not isinstance(asked, bool):
         raise RequestError(f"prompt_logprobs is {shown(asked)}", expected="True or False")
     return dict(options)
 
 
-def _stops(stop: Any, codec: Codec | None) -> list[str]:
+def stop_strings(stop: Any, codec: Codec | None) -> list[str]:
+    """The strings that end a text, checked."""
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
         raise RequestError(f"stop is {shown(stop)}", expected="strings that are not empty")

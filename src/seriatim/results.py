@@ -1,11 +1,8 @@
 """What a request gives back: whole results, pieces of a stream, scores. Made by `api.py`."""
 
-from asyncio import AbstractEventLoop, get_running_loop
-from asyncio import Event as AsyncEvent
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Self
 
 from seriatim.codecs import Codec, Watch
@@ -119,20 +116,12 @@ class Stream:
         raise StopIteration
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        loop, more = get_running_loop(), AsyncEvent()
-        self.request.wake = partial(_tell, loop, more.set)
-        self.engine.start()
-        try:
-            while (piece := self._take()) is not None or not self._over:
-                if piece is not None:
+        async with aclosing(self.engine.follow(self.request)) as steps:
+            async for _ in steps:
+                if (piece := self._take()) is not None:
                     yield piece
-                else:
-                    await more.wait()
-                more.clear()
-        finally:
-            self.engine.abort(self.request)
-        if self.request.error is not None:
-            raise self.request.error
+        if (piece := self._take()) is not None:  # what was held back
+            yield piece
 
     def close(self) -> None:
         """Abort the request and free its cache."""
@@ -191,12 +180,6 @@ class Stream:
         if not self._over and self._watch is not None:
             self.request.pieces.append(self._watch.finish())
         self._over = True
-
-
-def _tell(loop: AbstractEventLoop, what: Callable[[], None]) -> None:
-    """Call it in the loop's thread, if the loop still runs."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(what)
 
 
 def with_samples(samples: list[Result]) -> Result:

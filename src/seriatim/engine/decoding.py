@@ -40,6 +40,7 @@ def commit(request: Request, drafts: Sequence[int], computed: Computed, bounds: 
         bounds: the model's.
     """
     first = len(computed.logits) - len(drafts) - 1
+    request.usage.steps += 1
     request.usage.drafted += len(drafts)
     for row, draft in zip_longest(range(first, len(computed.logits)), drafts):
         drawn = sample(request, computed.logits[row], int(computed.best[row]), bounds)

@@ -7,10 +7,13 @@ from operator import index
 from secrets import randbits
 from typing import Any
 
+from seriatim.engine.lookup import Text
 from seriatim.engine.sampling import Sampling
 from seriatim.errors import RequestError, did_you_mean, shown
 
 MOST_LOGPROBS = 20
+MOST_DRAFTS = 32
+SPECULATORS = ("ngram", "suffix")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,15 @@ class Options:
     forced_ids: tuple[int, ...] = ()
     priority: int = 0  # higher is served first
     tenant: str = ""
+    speculate: str | None = None  # one of SPECULATORS
+    draft: Any = None  # a model of the same vocabulary that guesses
+    draft_text: Text | None = None  # guesses are taken from it too
+    draft_tokens: int | None = None  # guesses in a step; None: as many as pay
+
+    @property
+    def speculates(self) -> bool:
+        """Whether anything guesses what follows."""
+        return self.draft_tokens != 0 and (self.speculate or self.draft) is not None
 
 
 def parse(given: Mapping[str, Any], vocab_size: int) -> Options:
@@ -99,10 +111,51 @@ def _consistent(options: Options) -> Options:
             f"forced_ids has {len(options.forced_ids)} ids and max_tokens is {options.max_tokens}",
             expected="no more forced ids than max_tokens",
         )
+    _speculation(options)
     allowed, banned = options.sampling.allowed_ids, set(options.sampling.banned_ids)
     if allowed is not None and not set(allowed) - banned:
         raise RequestError("allowed_ids and banned_ids leave no id", fix="allow at least one")
     return options
+
+
+def _speculation(options: Options) -> None:
+    source = options.speculate or options.draft
+    if options.speculate is not None and options.draft is not None:
+        raise RequestError(
+            f"speculate is {options.speculate!r} and draft is given", expected="one of them"
+        )
+    if options.draft_tokens is not None and source is None:
+        raise RequestError(
+            f"draft_tokens is {options.draft_tokens} and nothing drafts",
+            fix="give speculate or draft",
+        )
+    if options.draft_text is not None and options.speculate != "suffix":
+        raise RequestError(
+            f"draft_text is given and speculate is {options.speculate!r}", expected="'suffix'"
+        )
+
+
+def _speculator(name: str, value: Any, _: int) -> str:
+    if value not in SPECULATORS:
+        expected = " or ".join(map(repr, SPECULATORS))
+        raise RequestError(f"{name} is {shown(value)}", expected=expected)
+    return value
+
+
+def _drafting(name: str, value: Any, vocab_size: int) -> Any:
+    size = getattr(value, "vocab_size", None)
+    if size is None:
+        raise RequestError(f"{name} is {shown(value)}", expected="a loaded model")
+    if size != vocab_size:
+        raise RequestError(
+            f"the draft model has {size} ids and the model {vocab_size}",
+            expected="the same vocabulary",
+        )
+    return value
+
+
+def _draft_text(name: str, value: Any, vocab_size: int) -> Text:
+    return value if isinstance(value, Text) else Text(token_ids(name, value, vocab_size))
 
 
 def _whole(low: int, high: float = float("inf")) -> Callable:
@@ -185,6 +238,10 @@ _CHECKS: dict[str, Callable[[str, Any, int], Any]] = {
     "forced_ids": token_ids,
     "priority": _whole(-(2**31), 2**31),
     "tenant": _text,
+    "speculate": _optional(_speculator),
+    "draft": _optional(_drafting),
+    "draft_text": _optional(_draft_text),
+    "draft_tokens": _optional(_whole(0, MOST_DRAFTS)),
 }
 _SAMPLING = {f.name for f in fields(Sampling)}
 NAMES = frozenset(_CHECKS)

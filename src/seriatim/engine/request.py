@@ -63,13 +63,20 @@ class Usage:
     prompt: int = 0
     cached: int = 0
     generated: int = 0
+    steps: int = 0  # in which they were generated
     drafted: int = 0
     accepted: int = 0
+    saved_ms: float = 0.0  # by guesses: estimated, from what a step without them takes
     missed: str = ""  # why not more of the prompt was cached
     undrafted: str = ""  # why its speculator was switched off
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+
+    @property
+    def gain(self) -> float:
+        """Ids per step: 1 without speculation."""
+        return self.generated / self.steps if self.steps else 1.0
 
 
 def _nobody() -> None:

@@ -1,12 +1,17 @@
 """Steps an engine in a thread of its own while it has work. What it computes is `Engine.step`'s."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from functools import partial
 from threading import Condition, Thread
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import ref
 
 from seriatim.engine.request import Request
 from seriatim.errors import SeriatimError
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 PATIENCE = 1.0  # seconds after which a thread without work looks whether its engine still exists
 
@@ -18,6 +23,8 @@ class Steps(Protocol):
     def busy(self) -> bool: ...
     def step(self) -> list[Request]: ...
     def fail(self, error: SeriatimError) -> list[Request]: ...
+    def start(self) -> None: ...
+    def abort(self, request: Request) -> None: ...
 
 
 class Runner:
@@ -81,3 +88,33 @@ class Runner:
                 del engine
                 self._more.wait(PATIENCE)
             return False
+
+
+async def follow(engine: Steps, request: Request) -> AsyncGenerator[list[int], None]:
+    """The ids that each step adds to a request: `Engine.follow`."""
+    from asyncio import Event, get_running_loop  # takes 30 ms, and most programs never ask
+
+    loop, moved = get_running_loop(), Event()
+    request.wake = partial(_tell, loop, moved.set)
+    engine.start()
+    shown, done = request.prompt, False
+    try:
+        while not done:
+            done = request.done  # asked before its last ids are read
+            ids = request.ids[shown:]
+            shown += len(ids)
+            if ids:
+                yield ids
+            elif not done:
+                await moved.wait()
+            moved.clear()
+    finally:
+        engine.abort(request)
+    if request.error is not None:
+        raise request.error
+
+
+def _tell(loop: "AbstractEventLoop", what: Callable[[], None]) -> None:
+    """Call it in the loop's thread, if the loop still runs."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(what)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
-from seriatim import weighing
+from seriatim import verifying, weighing
 from seriatim.arguments import loads, need_torch, parse_ids, request_options, requests
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
@@ -229,6 +229,7 @@ def codecs(*, as_json: Json = False) -> None:
 app.command()(weighing.quantize)
 app.command()(weighing.compare)
 app.command()(weighing.export)
+app.command()(verifying.verify)
 
 
 @app.callback(invoke_without_command=True)

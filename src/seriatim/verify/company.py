@@ -7,7 +7,7 @@ from seriatim.errors import ResourceError
 from seriatim.kernels.native import available_cpus, isas
 from seriatim.kernels.ops import BLOCK
 from seriatim.verify.lab import SAMPLINGS, Case, Lab, Spy, need
-from seriatim.verify.report import Broken, Check, Seen
+from seriatim.verify.report import Broken, Check, LeftOut, Seen
 
 
 def batch(lab: Lab) -> Seen:
@@ -19,7 +19,11 @@ def batch(lab: Lab) -> Seen:
         ("the same request twice", [cases[half], cases[half]], {}),
         (f"{len(cases)} together", cases, {}),
         (f"{len(cases)} together, the last first", cases[::-1], {}),
-        ("3 at a time, 64 ids in a step", [*cases[half:], *cases[:half]], {"most": 3, "budget": 64}),
+        (
+            "3 at a time, 64 ids in a step",
+            [*cases[half:], *cases[:half]],
+            {"most": 3, "budget": 64},
+        ),
     ]
     equal, widest = 0, 0
     for name, group, limits in arrangements if lab.small else arrangements[1:3]:
@@ -29,7 +33,9 @@ def batch(lab: Lab) -> Seen:
         widest = max(widest, spy.most)
     if widest < 3:
         raise Broken("the engine", expected="requests side by side", seen=f"{widest} at a time")
-    return Seen(equal, f"{lab.finest} of logits, ids and log-probabilities of up to {widest} at a time")
+    return Seen(
+        equal, f"{lab.finest} of logits, ids and log-probabilities of up to {widest} at a time"
+    )
 
 
 def mixed(lab: Lab) -> list[Case]:
@@ -80,7 +86,7 @@ def cache(lab: Lab) -> Seen:
 
 
 def prefixes(lab: Lab) -> Iterator[Case]:
-    """One prompt; then what shares its first block, a part of a block, all of it, or no right to."""
+    """One prompt; then what shares a block of it, a part of one, all of it, or no right to."""
     base, other = lab.ids(lab.most - 40, stem=5), lab.ids(40, stem=6)
     options = lab.case("plain", 1).options
 
@@ -111,16 +117,18 @@ def _count(case: Case, usage: Any, computed: int, known: dict[str, list[list[int
     if usage.cached > shared:
         raise Broken("usage.cached", request=str(case), expected=f"at most {shared}, for no more "
                      "was known", seen=usage.cached)  # fmt: skip
-    need_to = len(case.ids) - usage.cached + usage.generated - 1
-    if computed != need_to:
-        raise Broken("ids that were computed", request=str(case), expected=f"{need_to}: the prompt "
-                     f"but {usage.cached} cached, and the answer but its last", seen=computed)  # fmt: skip
+    due = len(case.ids) - usage.cached + usage.generated - 1
+    if computed != due:
+        raise Broken("ids that were computed", request=str(case), expected=f"{due}: all but "
+                     f"{usage.cached} cached and the last one", seen=computed)  # fmt: skip
     known.setdefault(tenant, []).append([*case.ids])
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many ids two lists begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 def recycled(lab: Lab) -> Seen:
@@ -209,7 +217,9 @@ def instruction_sets(lab: Lab) -> Seen:
     others = [isa for isa in isas() if isa != lab.model.runtime.isa]
     need(bool(others), "this processor runs one instruction set only")
     equal = sum(_other(lab, f"instruction set {isa}", isa=isa) for isa in others)
-    return Seen(equal, f"{lab.finest} of {equal:,} values; {lab.model.runtime.isa} = {' = '.join(others)}")
+    return Seen(
+        equal, f"{lab.finest} of {equal:,} values; {lab.model.runtime.isa} = {' = '.join(others)}"
+    )
 
 
 def _other(lab: Lab, how: str, **options: Any) -> int:
@@ -217,7 +227,7 @@ def _other(lab: Lab, how: str, **options: Any) -> int:
     try:
         other = lab.model.load(**options)
     except ResourceError as error:
-        need(False, f"it cannot be loaded a second time: {error}")
+        raise LeftOut(f"it cannot be loaded a second time: {error}") from error
     slow = "isa" in options and not lab.small
     long = lab.case("plain", 12 if slow else lab.most, most=3, stem=3, scored=True)
     short = lab.case("nucleus", 9, most=3, stem=4, scored=True)
@@ -240,8 +250,8 @@ CHECKS = [
           HELP.format("load with a larger cache_bytes"), recycled),
     Check("preemption", "requests that were stopped for lack of blocks, and alone",
           HELP.format("load with a larger cache_bytes"), preemption),
-    Check("threads", "the same model on 1, 2 and all processors", HELP.format("load with threads=1"),
-          threads),
+    Check("threads", "the same model on 1, 2 and all processors",
+          HELP.format("load with threads=1"), threads),
     Check("instruction sets", "each that runs here", HELP.format('load with isa="plain"'),
           instruction_sets),
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-CLOSE = 2e-7  # relative; 128 k of the engine's integer weights are off by 6e-8, numpy's logarithm by 1e-15
+CLOSE = 2e-7  # relative: 128 k of the engine's integer weights are together off by 6e-8
 REACH = 26.2  # noise is at least -log(33 log 2) = -3.14 and at most 33 log 2 = 22.9
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 WEYL = (0x9E3779B9, 0xBB67AE85)

@@ -96,6 +96,16 @@ class Spy:
         return self._runtime.step(batch)
 
 
+class Flat:
+    """Costs under which guesses pay, whatever the machine does meanwhile."""
+
+    def step(self, tokens: int) -> float:
+        return 1 + tokens / 16
+
+    def ran(self, tokens: int, seconds: float) -> None:
+        """Nothing is learnt from the clock."""
+
+
 class Poisoned(BlockPool):
     """Fills blocks with NaN as they are handed out and given back: what is stale shows."""
 
@@ -166,9 +176,7 @@ class Lab:
         rng = np.random.default_rng([self.seed, stem])
         return tuple(rng.integers(0, self.model.vocab_size, 1 << 14)[:length].tolist())
 
-    def case(
-        self, name: str, length: int, *, most: int = 8, stem: int = 0, **how: Any
-    ) -> Case:
+    def case(self, name: str, length: int, *, most: int = 8, stem: int = 0, **how: Any) -> Case:
         """A request of random ids, named after one of `SAMPLINGS`; asked for again, the same."""
         key = repr((name, length, most, stem, how))
         if key not in self._cases:
@@ -189,6 +197,7 @@ class Lab:
         runtime: Any = None,
         ends: Sequence[int] | None = None,
         context: int | None = None,
+        budget: int = WHOLE,
         **limits: Any,
     ) -> Any:
         """The model with an engine and a cold cache of its own; one at a time."""
@@ -200,7 +209,7 @@ class Lab:
             own.pool.poison = own.runtime.poison
         own.ends = own.ends if ends is None else tuple(ends)
         own.context = own.context if context is None else context
-        own.engine = Engine(own, **{"budget": WHOLE} | limits)
+        own.engine = Engine(own, costs=Flat(), budget=budget, **limits)
         self._latest = own.pool
         return own
 

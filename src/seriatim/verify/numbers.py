@@ -113,13 +113,12 @@ def declared(lab: Lab) -> list[int]:
     if not source.path.is_dir():
         return [0] * count  # GGUF with a window is refused, llama2.c has none
     config = read_object(source.path / "config.json")
-    window = config.get("sliding_window") or 0
-    if not config.get("use_sliding_window", source.model_type == "mistral"):
-        window = 0
+    used = config.get("use_sliding_window", source.model_type == "mistral")
+    window = (config.get("sliding_window") or 0) if used else 0
     if types := config.get("layer_types"):
         return [window if kind == "sliding_attention" else 0 for kind in types]
-    first = config.get("max_window_layers") if source.model_type.startswith("qwen") else 0
-    return [window if window and index >= first else 0 for index in range(count)]
+    full = config.get("max_window_layers", 0) if source.model_type.startswith("qwen") else 0
+    return [window if index >= full else 0 for index in range(count)]
 
 
 def _edges(lab: Lab, layer: Layer, window: int) -> int:
@@ -180,7 +179,7 @@ def _reach(lab: Lab, expected: list[int]) -> int:
 
 
 def heads(lab: Lab) -> Seen:
-    """One layer of each kind whose heads differ 64-fold in size, by numpy, for each way to store."""
+    """One layer of each kind, its heads of very different sizes, by numpy, for each `kv`."""
     tried, worst = 0, 0.0
     for attention in dict.fromkeys(_shape(l) for l in lab.spec.layers):
         layer = next(l for l in lab.spec.layers if _shape(l) == attention)
@@ -299,7 +298,9 @@ def quantised(lab: Lab) -> Seen:
     kl, same, count = _predictions(lab, original)
     limit = max(BOUNDS[array.kind].kl for array in blocks.values())
     if not kl <= limit:
-        raise Broken(f"KL over {count} positions", expected=f"at most {limit} nats", seen=f"{kl:.4f}")
+        raise Broken(
+            f"KL over {count} positions", expected=f"at most {limit} nats", seen=f"{kl:.4f}"
+        )
     return Seen(
         len(blocks) + count,
         f"a matrix off by {max(BOUNDS[b.kind].error for b in blocks.values()):.0%} (worst "

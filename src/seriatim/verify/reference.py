@@ -16,12 +16,14 @@ import numpy as np
 from seriatim.kernels.formats import GROUP, Array, Blocks, expand
 from seriatim.models.spec import MLP, Attention, Layer, Norm, Rope, Spec
 
+Ids = Sequence[int] | np.ndarray
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 ERF = np.vectorize(erf, otypes=[np.float64])
 
 
 def logits(
-    spec: Spec, weights: Mapping[str, Array], ids: Sequence[int], *, kv: str, rows: int = 0
+    spec: Spec, weights: Mapping[str, Array], ids: Ids, *, kv: str, rows: int = 0
 ) -> np.ndarray:
     """After each of `ids`: float64 [len(ids), vocabulary], or of the last `rows` of them."""
     pass_ = _Pass(weights, np.asarray(ids), kv)
@@ -46,21 +48,26 @@ class _Pass:
         return (expand(table) if isinstance(table, Blocks) else table)[rows].astype(np.float64)
 
     def linear(self, name: str, x: np.ndarray) -> np.ndarray:
-        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        weight, bias = self.weights[f"{name}.weight"], self.vector(f"{name}.bias")
         if isinstance(weight, Blocks):
             x, wide = groups(x), expand(weight)
         else:
             x = x.astype(np.float32).astype(BF16) if weight.dtype == BF16 else x
             wide = weight.astype(np.float32)
         y = x.astype(np.float32) @ wide.T if wide.size > 1 << 16 else x.astype(np.float64) @ wide.T
-        return y.astype(np.float64) + (0 if bias is None else bias.astype(np.float64))
+        return y.astype(np.float64) + bias
+
+    def vector(self, name: str) -> np.ndarray:
+        """float64; zero for a bias that is not there."""
+        array = self.weights.get(name, np.zeros(()))
+        return (expand(array) if isinstance(array, Blocks) else array).astype(np.float64)
 
     def norm(self, norm: Norm, name: str, x: np.ndarray) -> np.ndarray:
-        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        weight, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
         if norm.kind == "layer":
             x = x - x.mean(-1, keepdims=True)
-        y = x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps) * weight.astype(np.float64)
-        return y + (0 if bias is None else bias.astype(np.float64))
+        y = x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps) * weight
+        return y + bias
 
     def layer(self, layer: Layer, at: str, x: np.ndarray) -> np.ndarray:
         x = x + self.attend(layer.attention, at, self.norm(layer.norm, f"{at}attention_norm", x))

@@ -1,7 +1,7 @@
 """What `verify` found: a row for each law. Plain data; the command line prints it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 PASSED, FAILED, LEFT_OUT = "passed", "failed", "left out"
@@ -100,18 +100,18 @@ class Report:
 
 def row(check: Check, lab: Any) -> Row:
     """Run one check; whatever it raises is a row too, so that one fault hides no other."""
-    facts = {"law": check.law, "compared": check.compared}
+    empty = Row(check.law, check.compared, PASSED)
     try:
         seen = check.run(lab)
     except LeftOut as reason:
-        return Row(**facts, result=LEFT_OUT, power=str(reason))
+        return replace(empty, result=LEFT_OUT, power=str(reason))
     except Broken as broken:
-        return Row(**facts, result=FAILED, difference=broken.difference, fix=check.fix)
+        return replace(empty, result=FAILED, difference=broken.difference, fix=check.fix)
     except Exception as error:
         seen = f"{type(error).__name__}: {error}"
         difference = {"where": "the run itself", "expected": "no error", "seen": seen}
-        return Row(**facts, result=FAILED, difference=difference, fix=check.fix)
-    return Row(**facts, result=PASSED, cases=seen.cases, power=seen.power)
+        return replace(empty, result=FAILED, difference=difference, fix=check.fix)
+    return replace(empty, cases=seen.cases, power=seen.power)
 
 
 def rows(checks: list[Check], lab: Any, say: Callable[[str], object]) -> Iterator[Row]:

@@ -69,8 +69,9 @@ def _as_defined(lab: Lab, case: Case, ids: list[int]) -> int:
         choice = _choice(case, logits, whole, place, close=close)
         if choice.sure and choice.id != whole[place]:
             raise Broken(
-                f"position {place}, by the definition", request=str(case), seed=case.options["seed"],
-                sample=case.sample, expected=f"id {choice.id}", seen=f"id {whole[place]}",
+                f"position {place}, by the definition", request=str(case),
+                seed=case.options["seed"], sample=case.sample,
+                expected=f"id {choice.id}", seen=f"id {whole[place]}",
             )  # fmt: skip
         sure += choice.sure
     return sure
@@ -118,11 +119,10 @@ def _blind(lab: Lab, drawn: list[Any]) -> str:
 def _short(case: Case, logits: np.ndarray, whole: list[int], place: int) -> int:
     """What penalties that miss the latest id would choose."""
     ids = [*whole[: place - 1], -1]  # the same position, another last id
-    hidden = np.append(logits[place - 1], 0)
-    return definition.choose(
-        hidden, {**case.options, "banned_ids": [*case.options.get("banned_ids", ()), len(hidden) - 1]},
-        ids=ids, prompt=len(case.ids), sample=case.sample,
-    ).id  # fmt: skip
+    row = np.append(logits[place - 1], 0)
+    banned = [*case.options.get("banned_ids", ()), len(row) - 1]
+    how = {**case.options, "banned_ids": banned}
+    return definition.choose(row, how, ids=ids, prompt=len(case.ids), sample=case.sample).id
 
 
 # ---- filters, one draw at a time ---------------------------------------------------------------
@@ -164,7 +164,9 @@ def _rows(lab: Lab) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate([logits[2:], logits[-1:] * np.float32(0.1)]))
 
 
-def _draw(row: np.ndarray, how: dict[str, Any], *, position: int, seed: int, sample: int = 0) -> int:
+def _draw(
+    row: np.ndarray, how: dict[str, Any], *, position: int, seed: int, sample: int = 0
+) -> int:
     ids = range(position)
     return sampler.draw(row, Sampling(**how), ids=ids, prompt=position, seed=seed, sample=sample,
                         top=None).id  # fmt: skip
@@ -284,8 +286,10 @@ def _likeliest(lab: Lab, case: Case, place: int, top: Any, exact: np.ndarray) ->
     """The alternatives are the likeliest ids, with their own log-probabilities."""
     limit = LOGPROB + lab.close
     best = np.sort(exact)[::-1][: len(top)]
-    if any(abs(p - exact[id]) > limit or abs(p - b) > limit for (id, p), b in zip(top, best,
-                                                                                 strict=True)):
+    if any(
+        abs(p - exact[id]) > limit or abs(p - b) > limit
+        for (id, p), b in zip(top, best, strict=True)
+    ):
         raise Broken(
             f"likeliest ids at position {place}", request=str(case),
             expected=[(int(i), float(exact[i])) for i in np.argsort(-exact)[: len(top)]],

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from seriatim.engine.options import SPECULATORS
 from seriatim.engine.request import Request, Speculator
 from seriatim.kernels.ops import BLOCK
 from seriatim.verify.lab import SAMPLINGS, Case, Lab
@@ -98,7 +99,49 @@ def guessing(lab: Lab) -> Seen:
             right += oracles.right
     if not right:
         raise Broken("the engine", expected="guesses that are taken", seen="none was asked for")
-    return Seen(equal, f"any id or bit of a log-probability; {drafted} guesses alone, {right} right")
+    return Seen(
+        equal, f"any id or bit of a log-probability; {drafted} guesses alone, {right} right"
+    )
+
+
+def drafted(lab: Lab) -> Seen:
+    """What `speculate` and `draft` name, on prompts that repeat themselves, against none."""
+    cases, equal = _repeating(lab), 0
+    ways: dict[str, dict[str, Any]] = {
+        f"speculate={name!r}{'' if most is None else f', draft_tokens={most}'}": {
+            "speculate": name, "draft_tokens": most
+        } for name in SPECULATORS for most in (None, 3)
+    }  # fmt: skip
+    if lab.small:
+        ways["the model as its own draft"] = {"draft": lab.model.load(), "draft_tokens": 4}
+    guesses: dict[str, tuple[int, int]] = {}
+    alone = [lab.alone(case) for case in cases]
+    for how, options in ways.items():
+        asked = [replace(c, options={**lab.asked(c).options, **options}) for c in cases]
+        together = lab.run(lab.private(), asked)
+        for case, expected, seen in zip(cases, alone, together, strict=True):
+            equal += lab.compare(case, expected, seen, f"with {how}")
+        sums = [sum(getattr(o.usage, n) for o in together) for n in ("drafted", "accepted")]
+        guesses[how] = (sums[0], sums[1])
+    if not any(taken for _, taken in guesses.values()):
+        raise Broken("the speculators", expected="guesses that are taken", seen=guesses)
+    shown = "; ".join(f"{how}: {taken} of {made}" for how, (made, taken) in guesses.items())
+    return Seen(equal, f"any id or log-probability. Guesses taken: {shown}")
+
+
+def _repeating(lab: Lab) -> list[Case]:
+    """Prompts of one phrase again and again; answers that go on with it, or are few ids' choice."""
+    most, phrase = 40 if lab.small else 12, lab.ids(9, stem=130)
+    cases = []
+    for i, (name, how) in enumerate((
+        ("greedy", {}),
+        ("plain", {"forced_ids": (phrase * 9)[4 : 4 + most - 2]}),
+        ("plain", {"allowed_ids": sorted(set(phrase[:3])), "frequency_penalty": 0.3}),
+        ("five", {"repetition_penalty": 1.2}),
+    )):  # fmt: skip
+        case = lab.case(name, 30, most=most, stem=131 + i, options=how)
+        cases.append(replace(case, ids=(phrase * 9)[: 40 + i], name=f"{name}, a phrase repeated"))
+    return cases
 
 
 class _Oracles:
@@ -139,10 +182,11 @@ def chosen(lab: Lab) -> list[Case]:
         lab.case(name, BLOCK - 9 + i, most=most, stem=110 + i, sample=i % 3, options=how)
         for i, (name, how) in enumerate(more)
     ]
-    size = lab.model.vocab_size
-    guided = lab.case("plain", 20, most=most, stem=120, guides=(Turn(size, most - 3),))
-    return [*plain, *told, guided, replace(guided, name="guided, greedy", options={
-        **guided.options, "temperature": 0})] if lab.small else [plain[0], *told[:4], guided]  # fmt: skip
+    guides = (Turn(lab.model.vocab_size, most - 3),)
+    guided = [
+        lab.case(name, 20, most=most, stem=120, guides=guides) for name in ("plain", "greedy")
+    ]
+    return [*plain, *told, *guided] if lab.small else [plain[0], *told[:4], guided[0]]
 
 
 def _counted(case: Case, usage: Any, oracles: _Oracles) -> None:
@@ -159,4 +203,6 @@ HELP = "generate without speculate and draft, and report this with the table"
 CHECKS = [
     Check("speculation", "ids and log-probabilities with guesses, right and wrong at each place, "
           "and without", HELP, guessing),
+    Check("speculators", "ids and log-probabilities with each speculator, and without", HELP,
+          drafted),
 ]  # fmt: skip

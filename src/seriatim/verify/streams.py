@@ -7,14 +7,12 @@ what must come.
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from seriatim.codecs import Watch
 from seriatim.errors import SeriatimError
 from seriatim.files.jsonfile import read_object
 from seriatim.verify import definition
 from seriatim.verify.lab import SEED, Case, Lab, need
-from seriatim.verify.report import Broken, Check, Seen
+from seriatim.verify.report import Broken, Check, LeftOut, Seen
 from seriatim.verify.speculation import Oracle
 
 TEXT = "aab aaab né 🧑‍🚀, the cat sat; the cats\n\nsat on that mat."
@@ -25,7 +23,7 @@ class Goal(NamedTuple):
     """What forced ids must give: text, how many ids it took, the stop string that was met."""
 
     text: str
-    count: int
+    ids: int
     stop: str | None
 
 
@@ -49,8 +47,8 @@ def _told(lab: Lab) -> tuple[list[int], list[int]]:
     """A prompt and the ids of a text with characters of several bytes."""
     try:
         ids = lab.model.codec.encode(TEXT)
-    except SeriatimError:
-        need(False, "the codec's objects are no text")
+    except SeriatimError as error:
+        raise LeftOut("the codec's objects are no text") from error
     most = lab.model.context - 4
     return list(lab.ids(3, stem=300)), ids[:most]
 
@@ -80,7 +78,7 @@ class _Told:
         return Goal(self.whole[: first - len(stop)], count, stop)
 
     def shown(self, count: int, stops: Sequence[str]) -> str:
-        """What may be seen after `count` ids: all but the longest tail that begins a stop string."""
+        """What may be seen after `count` ids: all but the longest tail that begins a stop."""
         text = self.sure[count]
         tails = (len(s[:n]) for s in stops for n in range(1, len(s)) if text.endswith(s[:n]))
         return text[: len(text) - max(tails, default=0)]
@@ -106,14 +104,16 @@ def _streamed(lab: Lab, told: _Told, stops: list[str]) -> int:
     stream, ids, text, count = lab.private().stream(told.prompt, stop=stops, **how), [], "", 0
     for piece in stream:
         ids, text, count = ids + piece.ids, text + piece.text, count + 1
-        over = len(ids) >= goal.count
+        over = len(ids) >= goal.ids
         expected = goal.text if over else told.shown(len(ids), stops)
         if text != expected:
             raise Broken(f"the text shown after {len(ids)} ids", stop=stops, ids=ids,
                          expected=expected, seen=text)  # fmt: skip
     own = lab.private()
-    for what, result in (("stream", stream.result()), ("generate", own.generate(told.prompt,
-                                                                    stop=stops, **how))):
+    for what, result in (
+        ("stream", stream.result()),
+        ("generate", own.generate(told.prompt, stop=stops, **how)),
+    ):
         _ended(what, stops, goal, told, result)
     return count
 
@@ -123,9 +123,9 @@ def _ended(what: str, stops: list[str], goal: Goal, told: _Told, result: Any) ->
     for name, expected, seen in (
         ("text", goal.text, result.text),
         ("output", goal.text, text_of(result.output)),
-        ("ids", told.ids[: goal.count], result.ids),
+        ("ids", told.ids[: goal.ids], result.ids),
         ("finish_reason and stop", reason, (result.finish_reason, result.stop)),
-        ("usage.generated", goal.count, result.usage.generated),
+        ("usage.generated", goal.ids, result.usage.generated),
     ):
         if expected != seen:
             raise Broken(f"{name} of {what}", stop=stops, expected=expected, seen=seen)
@@ -143,8 +143,8 @@ def _guessed(lab: Lab, told: _Told, stops: list[str], number: int) -> None:
         own.engine.step()
     text = "".join(request.pieces) + watch.finish()
     ids = request.ids[len(told.prompt) :]
-    if (text, ids) != (goal.text, told.ids[: goal.count]):
-        raise Broken("text and ids with guesses", stop=stops, expected=[goal.text, goal.count],
+    if (text, ids) != (goal.text, told.ids[: goal.ids]):
+        raise Broken("text and ids with guesses", stop=stops, expected=[goal.text, goal.ids],
                      seen=[text, len(ids)])  # fmt: skip
 
 
@@ -211,7 +211,9 @@ def ends(lab: Lab) -> Seen:
     seen = _once(lab, long, [], context=min(23, lab.model.context))
     if (len(seen[0]), seen[1]) != (3, "context"):
         raise Broken("20 ids in a context of 23", expected=(3, "context"), seen=seen)
-    return Seen(tried + 2, f"one id too many or too few; {size} ids, {len(lab.model.ends)} of them ends")
+    return Seen(
+        tried + 2, f"one id too many or too few; {size} ids, {len(lab.model.ends)} of them ends"
+    )
 
 
 def _ends_at(lab: Lab, case: Case, end: int, guesses: int | None) -> None:

@@ -5,6 +5,7 @@ Python's integers of 64 bits, filters by float sums. Where such a sum lies too c
 to tell, or two scores too close to each other, it says so instead of deciding.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -130,9 +131,8 @@ def _penalised(
     x, by = x.copy(), how.get("repetition_penalty", 1.0)
     for id in set(ids) if by != 1 else ():
         x[id] = x[id] / by if x[id] > 0 else x[id] * by
-    for id in set(ids[prompt:]):
-        x[id] -= how.get("presence_penalty", 0.0)
-        x[id] -= how.get("frequency_penalty", 0.0) * list(ids[prompt:]).count(id)
+    for id, count in Counter(ids[prompt:]).items():
+        x[id] -= how.get("presence_penalty", 0.0) + how.get("frequency_penalty", 0.0) * count
     for id, bias in how.get("logit_bias", {}).items():
         x[id] += bias
     return x

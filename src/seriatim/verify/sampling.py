@@ -146,7 +146,7 @@ def filters(lab: Lab) -> Seen:
     for number, how in enumerate(FILTERS):
         for i in range(each):
             row, seed = logits[i % len(logits)], SEED + 1_000 * number + i
-            choice = definition.choose(row, {**how, "seed": seed}, ids=range(i + 5), prompt=5)
+            choice = definition.choose(row, {**how, "seed": seed}, ids=range(i + 5), prompt=i + 5)
             seen = _draw(row, how, position=i + 5, seed=seed)
             if choice.sure and seen != choice.id:
                 raise Broken(

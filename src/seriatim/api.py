@@ -19,18 +19,12 @@ from seriatim.engine.options import token_ids, whole
 from seriatim.errors import RequestError
 from seriatim.kernels.ops import BLOCK, Runtime
 from seriatim.models.checkpoint import Checkpoint
-from seriatim.requesting import (
-    MOST_SAMPLES,
-    Prompt,
-    codec_of,
-    content,
-    finish,
-    open_stream,
-    prompt_ids,
-    several,
-)
+from seriatim.requesting import Prompt, codec_of, content, finish, open_stream, prompt_ids, several
 from seriatim.results import Score, Stream
 from seriatim.scoring import Logprobs, Window, standard_error, windows
+from seriatim.speculating import Drafting
+
+MOST_SAMPLES = requesting.MOST_SAMPLES
 
 
 class Model:
@@ -60,6 +54,7 @@ class Model:
         own = () if source.start is None else (source.start,)
         self.start = (codec.start if codec else ()) or own  # what an empty prompt becomes
         self.facts = facts
+        self.drafting = Drafting(load)
         self.engine = Engine(self)  # every call of this model shares it
 
     def __repr__(self) -> str:
@@ -86,7 +81,10 @@ class Model:
                 presence_penalty, frequency_penalty, logit_bias, allowed_ids, banned_ids, seed
                 (default: drawn, and returned), ignore_end, logprobs (True, or how many
                 alternatives, at most 20), prompt_logprobs, forced_ids, processors, priority,
-                tenant.
+                tenant; speculate ("ngram" or "suffix": guesses from the request's own ids),
+                draft_text (with "suffix": a text to guess from too), draft (a model of the same
+                vocabulary that guesses: a name, path or model), draft_tokens (guesses in a step;
+                default: as many as pay). Guesses change the speed, never an id.
 
         Raises:
             RequestError: anything that cannot be honoured whole, before any work.

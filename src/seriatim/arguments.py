@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Signature, signature
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -54,6 +55,18 @@ def _requesting(
     banned_ids: Annotated[str | None, typer.Option(help="Not these.")] = None,
     seed: Annotated[int | None, typer.Option(show_default="drawn; --json says it")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    speculate: Annotated[
+        str | None, typer.Option(help="ngram or suffix: guesses from what was said; same ids.")
+    ] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="A model of the same vocabulary that guesses; same ids.")
+    ] = None,
+    draft_text: Annotated[
+        Path | None, typer.Option(help="With --speculate suffix: a file to guess from too.")
+    ] = None,
+    draft_tokens: Annotated[
+        int | None, typer.Option(help="Guesses in a step.", show_default="as many as pay")
+    ] = None,
     ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on past end ids.")] = False,
 ) -> None:
     """The options of a request, for the commands that generate."""

@@ -1,9 +1,9 @@
 """Beam search: the likeliest continuations, found step by step. Nothing is drawn.
 
-Each step asks the engine for the logits after every live beam, in one batch; a beam finds its
-parent's blocks in the prefix cache. What ends a beam is what ends any request (`decoding.accept`).
-One group of beams is `transformers`' beam search; several are diverse beam search (Vijayakumar et
-al., arXiv:1610.02424).
+Each step asks the engine for the logits after every live beam, in one batch; a beam starts from
+what the prefix cache holds of its parent. What ends a beam is what ends any request
+(`decoding.accept`). One group of beams is `transformers`' beam search; several are diverse beam
+search (Vijayakumar et al., arXiv:1610.02424).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,6 @@ from seriatim.engine.beams import Beam, Group, How, Next, ranked
 from seriatim.engine.decoding import Bounds, accept
 from seriatim.engine.options import Options, parse, whole
 from seriatim.engine.request import Guide, Request
-from seriatim.engine.sampler_reference import nothing_left
 from seriatim.engine.sampling import Draw
 from seriatim.errors import RequestError, did_you_mean, shown
 from seriatim.requesting import Asked, Prompt, finish, several, stop_strings
@@ -140,7 +139,7 @@ def _real(name: str, value: Any, low: float, high: float) -> float:
 def _refuse_idle(options: Mapping[str, Any]) -> None:
     """Options that could not act: a search draws nothing, and says all log-probabilities."""
     for name in options:
-        if name not in ACT and name in requesting.KNOWN:
+        if name in requesting.KNOWN - ACT:
             raise RequestError(
                 f"beam search cannot honour {name}",
                 expected=f"options that act on it: {', '.join(sorted(ACT))}",
@@ -179,7 +178,9 @@ class _Search:
             self._step()
         found = [f for group in self.groups for f in group.finished]
         if not found:
-            raise nothing_left()
+            raise RequestError(
+                "the constraints leave no beam an id, and none is finished", fix="allow more"
+            )
         found.sort(key=lambda f: -f[0])
         candidates = [
             Candidate(self._result(beam.request), score, rank)
@@ -204,9 +205,12 @@ class _Search:
         """Logits after each beam: all in one batch, and whatever else the engine runs."""
         root, requests = rows[0].beam.request, []
         try:
-            requests += map(self._asked, rows)
-        finally:
+            for row in rows:
+                requests.append(self._asked(row))
             finish(self.model.engine, requests)
+        finally:
+            for request in requests:
+                self.model.engine.abort(request)  # those that are done stay as they are
         if not root.generated:
             root.usage.cached = requests[0].usage.cached
             root.lap("prefill")

@@ -349,7 +349,7 @@ def _as_dict(index: int, result: "Result") -> dict[str, Any]:
     """The fields of `Result` that are JSON; `output` as `text`."""
     hidden = {"output", "samples"}
     facts = {name: value for name, value in vars(result).items() if name not in hidden}
-    return {"sample": index, **facts, "usage": asdict(result.usage)}
+    return {"sample": index, **facts, "usage": asdict(result.usage) | {"gain": result.usage.gain}}
 
 
 def _print_score(name: str, score: "Score", as_json: bool) -> None:

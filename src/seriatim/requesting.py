@@ -1,6 +1,7 @@
 """From a prompt and options to requests of an engine, and to their results. Used by `api.py`."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from seriatim.engine.request import Request
 from seriatim.errors import RequestError, SeriatimError, did_you_mean, shown
 from seriatim.results import Result, Stream, with_samples
 from seriatim.scoring import Logprobs
+from seriatim.speculating import Drafting
 
 MOST_SAMPLES, MOST_STOPS, LONGEST_STOP = 128, 16, 256
 KNOWN = NAMES | {"n", "stop", "prompt_logprobs"}  # what may be asked of a request
@@ -31,6 +33,8 @@ class Asked(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def start(self) -> tuple[int, ...]: ...
+    @property
+    def drafting(self) -> Drafting: ...
 
 
 # ---- prompts -----------------------------------------------------------------------------------
@@ -132,7 +136,7 @@ def open_stream(
     model: Asked, ids: list[int], stop: Any, options: Mapping[str, Any], sample: int = 0
 ) -> Stream:
     """One request, queued."""
-    named = _named(options)
+    named = model.drafting.resolved(model, _named(options), partial(content, model))
     watch, stops = None, stop_strings(stop, model.codec)
     if model.codec is not None:
         minimum = named.get("min_tokens", 0)

@@ -17,7 +17,7 @@ from seriatim.candidates import Candidate, Choice, Vote, by_score
 from seriatim.engine.options import whole
 from seriatim.errors import RequestError, shown
 from seriatim.overlap import overlap, profile
-from seriatim.requesting import MOST_SAMPLES, Asked, Prompt, several
+from seriatim.requesting import MOST_SAMPLES, Asked, Prompt, codec_of, several
 from seriatim.results import Result, with_samples
 
 Extract = Callable[[Any], str | int | float | None]
@@ -103,7 +103,10 @@ def vote(
         >>> said.answer in said.counts, sum(said.counts.values()) + said.unanswered
         (True, 4)
     """
-    read, voices = _reader(extract), None if weights is None else _measure("weights", weights)
+    read = _reader(extract)
+    voices = None if weights is None else _measure("weights", weights)
+    if not callable(extract):
+        codec_of(model, "an answer that is read in text")
 
     def count(samples: list[Result]) -> Vote:
         answers = [_answer(read, i, result) for i, result in enumerate(samples)]
@@ -130,8 +133,8 @@ def mbr(
         prompt: as for `generate`; a list of prompts gives a list of choices.
         n: how many samples, at least 2; n * (n - 1) pairs are compared.
         similarity: a function of two of the codec's objects (without a codec: of the ids),
-            candidate and reference; the default is chrF with beta 1 on the text (without one, on
-            the ids).
+            candidate and reference; the default is chrF with beta 1 of their text (of the ids
+            where none has text).
         stop, options: as for `generate`.
 
     Returns:
@@ -241,9 +244,8 @@ def _reader(extract: Any) -> Callable[[Result], Any]:
 
 
 def _pattern(extract: Any) -> re.Pattern[str]:
-    if not isinstance(extract, str | re.Pattern) or isinstance(
-        getattr(extract, "pattern", ""), bytes
-    ):
+    text = extract.pattern if isinstance(extract, re.Pattern) else extract
+    if not isinstance(text, str):
         expected = "None, a regular expression or a function"
         raise RequestError(f"extract is {shown(extract)}", expected=expected)
     try:
@@ -302,19 +304,17 @@ def _counted(samples: list[Result], answers: list[str | None], voices: list[floa
 # ---- risk --------------------------------------------------------------------------------------
 
 
-def _utilities(
-    samples: list[Result], similarity: Callable[[Any, Any], float] | None
-) -> list[float]:
+def _utilities(samples: list[Result], similarity: Any) -> list[float]:
     """The mean similarity of each sample to every other one."""
-    places = range(len(samples))
-    if similarity is None:
-        profiles = [profile(result.text or result.ids) for result in samples]
-        table = [[overlap(profiles[i], profiles[j]) for j in places if j != i] for i in places]
-    else:
+    alike, places = _comparison(samples, similarity), range(len(samples))
+    return [fsum(alike(i, j) for j in places if j != i) / (len(samples) - 1) for i in places]
+
+
+def _comparison(samples: list[Result], similarity: Any) -> Callable[[int, int], float]:
+    """How alike two samples are, by their places."""
+    if similarity is not None:
         seen = [_object(result) for result in samples]
-        table = [
-            [_judged("similarity", similarity, f"{i} with {j}", seen[i], seen[j])
-             for j in places if j != i]
-            for i in places
-        ]  # fmt: skip
-    return [fsum(row) / len(row) for row in table]
+        return lambda i, j: _judged("similarity", similarity, f"{i} with {j}", seen[i], seen[j])
+    written = any(result.text for result in samples)
+    profiles = [profile(result.text if written else result.ids) for result in samples]
+    return lambda i, j: overlap(profiles[i], profiles[j])

@@ -57,7 +57,6 @@ def failed(model: Any, *laws: str) -> set[str]:
 
 
 RIGHT = {
-    "tiny": lambda folder: seriatim.load(folder),
     "int8 keys": lambda folder: seriatim.load(folder, kv="int8", threads=2),
     "int8": lambda folder: seriatim.load(folder, precision="int8", threads=1),
     "bf16, one block and a half": lambda folder: seriatim.load(
@@ -66,12 +65,21 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("how", RIGHT)
-def test_a_right_build_passes(how, folder):
-    found = rows(RIGHT[how](folder))
+def test_a_right_build_passes(folder):
+    found = rows(seriatim.load(folder))
     assert [row for row in found.values() if row.result == "failed"] == []
     assert all(row.power for row in found.values())
     assert {law for law, row in found.items() if row.result == "left out"} <= {"quantised", "torch"}
+
+
+# All but what depends on no architecture, or takes long on the torch reference.
+LAWS = [c.law for c in verify.CHECKS if c.law not in ("filters", "distribution", "torch", "ends")]
+
+
+@pytest.mark.parametrize("how", RIGHT)
+def test_it_passes_in_other_settings(how, folder):
+    found = rows(RIGHT[how](folder), *LAWS)
+    assert [row for row in found.values() if row.result == "failed"] == []
 
 
 @pytest.mark.parametrize(
@@ -82,18 +90,18 @@ def test_a_right_build_passes(how, folder):
     ],
 )  # fmt: skip
 def test_other_architectures_pass(kind, options):
-    found = rows(small.load(kind, **options))
+    found = rows(small.load(kind, **options), *LAWS)
     assert [row for row in found.values() if row.result == "failed"] == []
 
 
 def test_torch_passes_within_what_it_promises(folder):
-    found = rows(seriatim.load(folder, backend="torch"))
+    laws = ("batch", "cache", "threads", "speculators", "noise", "reference", "torch", "windows")
+    found = rows(seriatim.load(folder, backend="torch"), *laws)
     assert [row for row in found.values() if row.result == "failed"] == []
-    left = {law for law, row in found.items() if row.result == "left out"}
-    assert left == {"threads", "instruction sets", "quantised"}
+    assert [law for law, row in found.items() if row.result == "left out"] == ["threads"]
 
 
-def test_it_repeats_itself_and_leaves_the_model_as_it_was(model):
+def test_it_repeats_itself_and_leaves_the_model_as_it_was(few, model):
     before = model.generate([1, 2, 3], max_tokens=9, seed=1).ids
     first, second = model.verify(seed=3), model.verify(seed=3)
     assert first == second

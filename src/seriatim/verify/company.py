@@ -40,10 +40,17 @@ def batch(lab: Lab) -> Seen:
 
 def mixed(lab: Lab) -> list[Case]:
     """One of each sampling, lengths around the edges of a block, every third one scored."""
-    lengths = (1, 5, 17, 63, 64, 65, 100, 129, 190) if lab.small else (1, 5, 17, 40, 65, 90)
+    lengths = (1, 5, 17, 63, 64, 65, 100, 129, 190) if lab.small else (1, 5, 17, 40, 65)
     names = list(SAMPLINGS)
     return [
-        lab.case(names[i % len(names)], n, stem=10 + i, sample=i % 4, scored=i % 3 == 2)
+        lab.case(
+            names[i % len(names)],
+            n,
+            most=8 if lab.small else 3,
+            stem=10 + i,
+            sample=i % 4,
+            scored=i % 3 == 2,
+        )
         for i, n in enumerate(lengths)
     ]
 
@@ -52,12 +59,13 @@ def chunk(lab: Lab) -> Seen:
     """A scored prompt read whole, against the same in steps of few ids, alone and beside others."""
     long = lab.case("plain", lab.most, most=4, stem=3, scored=True)
     short = lab.case("nucleus", 70 if lab.small else 20, most=4, stem=4, scored=True)
-    sizes = (1, 3, 17, 64, 100, *((2, 5, 33, 63, 65, 127) if lab.thorough else ()))
+    sizes = (1, 3, 17, 64, 100) if lab.small else (1, 17, 64)
+    sizes += (2, 5, 33, 63, 65, 127) if lab.thorough else ()
     equal = 0
     for size in sizes:
         case = short if size < 16 else long
         equal += lab.company([case], f"in steps of {size} ids", budget=size)
-    for size in (9, 40):
+    for size in (9, 40) if lab.small else (9,):
         equal += lab.company([long, short], f"{size} ids of each in a step", chunk=size)
     return Seen(equal, f"{lab.finest} of {equal:,} logits of up to {len(long.ids)} positions")
 
@@ -67,11 +75,12 @@ def chunk(lab: Lab) -> Seen:
 
 def cache(lab: Lab) -> Seen:
     """Prompts that begin as earlier ones did, against each in a cold cache."""
-    need(lab.most > BLOCK + 20, f"no context for more than one block of {BLOCK} positions")
+    need(lab.most > BLOCK + 16, f"no context for more than one block of {BLOCK} positions")
     equal, reused, cases = 0, 0, list(prefixes(lab))
+    cases = cases if lab.small else [*cases[:1], *cases[2:3], *cases[6:8], *cases[10:]]
     for case in cases:
         lab.alone(case)
-    for poison in (False, True) if lab.exact else (False,):
+    for poison in (False, True) if lab.exact and lab.small else (lab.exact,):
         spy, known = Spy(lab.model.runtime), dict[str, list[list[int]]]()
         own = lab.private(runtime=spy, poison=poison)
         for case in cases:
@@ -87,12 +96,12 @@ def cache(lab: Lab) -> Seen:
 
 def prefixes(lab: Lab) -> Iterator[Case]:
     """One prompt; then what shares a block of it, a part of one, all of it, or no right to."""
-    base, other = lab.ids(lab.most - 40, stem=5), lab.ids(40, stem=6)
+    base, other = lab.ids(max(BLOCK + 6, lab.most - 40), stem=5), lab.ids(40, stem=6)
     options = lab.case("plain", 1).options
 
     def case(name: str, ids: tuple[int, ...], *, most: int = 4, **how: Any) -> Case:
         own = {**options, "max_tokens": most, "tenant": how.pop("tenant", "")}
-        return Case(name, ids, own, **how)
+        return Case(name, ids[: lab.most - most], own, **how)
 
     first = case("new", base, most=8)
     yield first
@@ -140,7 +149,7 @@ def recycled(lab: Lab) -> Seen:
     for case in cases:
         lab.alone(case)
     equal, rounds = 0, [0, 1, 0, 2, 1, 2, 0] if lab.small else [0, 1, 0]
-    for spare, poison in ((0, False), (1, lab.exact)):
+    for spare, poison in ((0, False), (1, lab.exact)) if lab.small else ((0, lab.exact),):
         own = lab.private(blocks=blocks + spare, poison=poison)
         for i in rounds:
             equal += lab.company([cases[i]], f"in a cache of {blocks + spare} used blocks", own=own)
@@ -183,12 +192,13 @@ def preemption(lab: Lab) -> Seen:
     blocks = count + count // 2
     need(lab.model.pool.limit >= blocks, f"the cache holds fewer than {blocks} blocks")
     equal, computed = 0, 0
-    for spare in (0, 1):
+    spares = (0, 1) if lab.small else (0,)
+    for spare in spares:
         spy = Spy(lab.model.runtime)
         how = f"{count} in a cache of {blocks + spare} blocks"
         equal += lab.company(cases, how, blocks=blocks + spare, runtime=spy)
         computed += spy.tokens
-    again = computed - 2 * sum(len(c.ids) + 11 for c in cases)
+    again = computed - len(spares) * sum(len(c.ids) + 11 for c in cases)
     if again <= 0:
         raise Broken("the cache", expected="too small for all", seen="nobody was preempted")
     return Seen(equal, f"{lab.finest}, after {again:,} positions were computed again")
@@ -229,10 +239,10 @@ def _other(lab: Lab, how: str, **options: Any) -> int:
     except ResourceError as error:
         raise LeftOut(f"it cannot be loaded a second time: {error}") from error
     slow = "isa" in options and not lab.small
-    long = lab.case("plain", 12 if slow else lab.most, most=3, stem=3, scored=True)
-    short = lab.case("nucleus", 9, most=3, stem=4, scored=True)
+    long = lab.case("plain", 3 if slow else lab.most, most=2, stem=3, scored=True)
+    short = lab.case("nucleus", 2 if slow else 9, most=2, stem=4, scored=True)
     equal = lab.company([long], how, model=other)
-    equal += lab.company([short, lab.case("plain", 3, stem=8)], how, model=other)
+    equal += lab.company([short, lab.case("plain", 2, most=2, stem=8)], how, model=other)
     if not slow:
         equal += lab.company([short], f"{how}, id by id", model=other, budget=1)
     return equal

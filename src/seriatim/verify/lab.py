@@ -168,7 +168,7 @@ class Lab:
     @property
     def most(self) -> int:
         """Ids of the longest case: three blocks and a bit, or what the context holds."""
-        length = 450 if self.thorough else 230 if self.small else 150
+        length = 450 if self.thorough else 230 if self.small else 110
         return min(self.model.context, self.model.pool.limit * BLOCK, length)
 
     def ids(self, length: int, *, stem: int = 0) -> tuple[int, ...]:

@@ -47,7 +47,8 @@ def against_torch(lab: Lab) -> Seen:
 def _length(lab: Lab) -> int:
     """Beyond the edge of the widest window that can be afforded."""
     edge = max((l.attention.window for l in lab.spec.layers), default=0) + 40
-    return min(edge, 600, lab.model.context) if edge > 140 else min(140, lab.most)
+    length = min(edge, 600) if edge > 140 else 300 if lab.small else 140
+    return min(length, lab.model.context, lab.model.pool.limit * BLOCK)
 
 
 def _twin(lab: Lab) -> Any:
@@ -125,7 +126,7 @@ def _edges(lab: Lab, layer: Layer, window: int) -> int:
     """One layer: changing id j changes row t where t - j < window, and no bit where not."""
     spec = _probe(layer, kv_heads=min(layer.attention.kv_heads, 2))
     run = _run(lab, spec, _drawn(lab, spec), _native(lab).kv)
-    length = window + 40 if window else min(lab.model.context, 200)
+    length = window + 40 if window else min(lab.model.context, 600)
     base = np.array(lab.ids(length, stem=210)) % spec.vocab_size
     rows, tried = _rows(run, base), 0
     for j in (0, 1, 20, length - 30):

@@ -39,7 +39,7 @@ def streams(lab: Lab) -> Seen:
             pieces += _streamed(lab, told, stops)
             _guessed(lab, told, stops, number)
     return Seen(pieces, f"a character shown too early, too late or twice, in {pieces} pieces of "
-                        f"{len(ids)} ids, {sum(n > 1 for n in told.widths)} of them inside a "
+                        f"{len(ids)} ids, {sum(n != 1 for n in told.widths)} of them inside a "
                         "character or of several")  # fmt: skip
 
 

@@ -119,30 +119,30 @@ class Ran(NamedTuple):
     accepted: int
 
 
-def run(model: seriatim.Model, asks: list[dict[str, Any]], how: dict[str, Any]) -> Ran:
-    """One request after another; the reading of prompts does not count."""
-    usages = [model.generate(**ask, **how).usage for ask in asks]
-    return Ran(
-        sum(u.decode_ms for u in usages),
-        *(
-            sum(getattr(u, name) for u in usages)
-            for name in ("generated", "steps", "drafted", "accepted")
-        ),
-    )
+def compare(
+    model: seriatim.Model, asks: list[dict[str, Any]], ways: dict[str, dict[str, Any]], rounds: int
+) -> dict[str, Ran]:
+    """Each way's counts, and the sum of its median times: for each text all ways take turns.
 
-
-def compare(model: seriatim.Model, asks: list[dict], ways: dict[str, dict], rounds: int):
-    """Each way's results, its milliseconds the median of rounds in which all take turns."""
-    ways = {"plain": {}, **ways}
-    ran: dict[str, list[Ran]] = {name: [] for name in ways}
-    for again in range(rounds + 1):
-        for name, how in ways.items():
-            got = run(model, asks, how)
-            if again:  # the first round reads the prompts and maps the weights
-                ran[name].append(got)
-    return {
-        name: some[-1]._replace(ms=median(one.ms for one in some)) for name, some in ran.items()
-    }
+    The reading of prompts does not count.
+    """
+    ran = dict.fromkeys(ways, Ran(0.0, 0, 0, 0, 0))
+    for ask in asks:
+        usages = {name: [] for name in ways}
+        for _ in range(rounds + 1):
+            for name, how in ways.items():
+                usages[name].append(model.generate(**ask, **how).usage)
+        for name, found in usages.items():
+            time = median(usage.decode_ms for usage in found[1:])  # the first maps the weights
+            old, new = ran[name], found[-1]
+            ran[name] = Ran(
+                old.ms + time,
+                old.generated + new.generated,
+                old.steps + new.steps,
+                old.drafted + new.drafted,
+                old.accepted + new.accepted,
+            )
+    return ran
 
 
 def forced(task: str, count: int) -> list[dict[str, Any]]:
@@ -191,7 +191,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    ways, rows = {name: dict(speculate=name) for name in given.speculate}, []
+    rows: list[dict[str, Any]] = []
+    ways: dict[str, dict[str, Any]] = {"plain": {}}
+    ways |= {name: dict(speculate=name) for name in given.speculate}
     for shape in given.shape if given.cache else ():
         path = Files(given.cache, SHAPES[shape], {}).path("int4")
         model = seriatim.load(path, context=2048)

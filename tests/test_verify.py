@@ -6,6 +6,7 @@ of C++ by wrapping what computes the logits.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -338,22 +339,26 @@ def keyed_by_row(patch):
     drawn_with(sample=lambda facts: next(count))(patch)
 
 
-class Picker:
-    """The native sampler, some of whose options are changed on their way."""
-
-    def __init__(self, sampler: Any, **how: Callable[[Any], Any]) -> None:
-        self._sampler, self._how = sampler, how
-
-    def __getattr__(self, name):
-        return getattr(self._sampler, name)
-
-    def pick(self, *args, **options):
-        changed = {name: change(options[name]) for name, change in self._how.items()}
-        return self._sampler.pick(*args, **{**options, **changed})
-
-
 def picking(**how: Callable[[Any], Any]) -> Patch:
-    return lambda patch: patch.setattr(sampler, "_SAMPLER", Picker(sampler._SAMPLER, **how))
+    """Every draw with an option or a fact changed on its way; `position` by a longer list."""
+
+    def plant(patch):
+        original = sampler.draw
+
+        def draw(logits, sampling, *, ids, **facts):
+            for name, change in how.items():
+                if name == "position":
+                    ids = [0, *ids]
+                elif hasattr(sampling, name):
+                    sampling = replace(sampling, **{name: change(getattr(sampling, name))})
+                else:
+                    facts[name] = change(facts.get(name, 0))
+            return original(logits, sampling, ids=ids, **facts)
+
+        patch.setattr(sampler, "draw", draw)
+        patch.setattr(decoding, "draw", draw)
+
+    return plant
 
 
 def scaled_logprobs(patch):
@@ -515,7 +520,7 @@ FAULTS: dict[str, tuple[Patch, str]] = {
         drawn_with(seed=lambda f: f["seed"] + len(f["ids"]) - f["prompt"]), "noise"
     ),
     "32 bits of the seed": (picking(seed=lambda seed: seed & 0xFFFFFFFF), "noise"),
-    "position off by one": (picking(position=lambda position: position + 1), "noise"),
+    "position off by one": (picking(position=lambda ids: ids), "noise"),
     "temperature twice": (picking(temperature=lambda t: t * t), "filters"),
     "one id more by top_k": (picking(top_k=lambda k: k and k + 1), "filters"),
     "a little more by top_p": (picking(top_p=lambda p: min(1.0, p * 1.1)), "filters"),

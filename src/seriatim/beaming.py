@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from seriatim import requesting
+from seriatim import constraining, requesting
 from seriatim.candidates import Candidate, Choice
 from seriatim.codecs import Watch
 from seriatim.engine.beams import Beam, Group, How, Next, ranked
@@ -34,7 +34,7 @@ ACT = frozenset({
     "max_tokens", "min_tokens", "ignore_end", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "logit_bias", "allowed_ids", "banned_ids", "processors", "priority",
     "tenant",
-})  # fmt: skip
+}) | constraining.NAMES  # fmt: skip
 
 
 class Searched(Asked, Protocol):
@@ -78,7 +78,8 @@ def beam(
         stop: strings that end a continuation.
         guides: say at each place which ids may come.
         options: max_tokens, min_tokens, ignore_end, repetition_penalty, presence_penalty,
-            frequency_penalty, logit_bias, allowed_ids, banned_ids, processors, priority, tenant.
+            frequency_penalty, logit_bias, allowed_ids, banned_ids, processors, priority, tenant;
+            regex, choices, json_schema or grammar.
 
     Returns:
         a `Choice`. Log-probabilities in it are the model's own; `seed` is 0, nothing is drawn.
@@ -99,12 +100,17 @@ def beam(
     how = _checked(model, beams, groups, diversity, length_penalty, early_finish)
     count = whole("n", n, 1, how.beams)
     _refuse_idle(options)
-    parsed = parse({**options, "seed": 0, "logprobs": True}, model.vocab_size)
+    named = {name: value for name, value in options.items() if name not in constraining.NAMES}
+    parsed = parse({**named, "seed": 0, "logprobs": True}, model.vocab_size)
     stops = stop_strings(stop, model.codec)
     prompts = requesting.numbered(model, prompt if several(prompt) else [prompt])
     for ids in prompts:
         model.engine.refuse(tuple(ids), room=1)
-    found = [_Search(model, ids, parsed, stops, guides, how).run(count) for ids in prompts]
+    led = [(*guides, *model.constraints.guides(ids, options)) for ids in prompts]
+    found = [
+        _Search(model, ids, parsed, stops, own, how).run(count)
+        for ids, own in zip(prompts, led, strict=True)
+    ]
     return found if several(prompt) else found[0]
 
 

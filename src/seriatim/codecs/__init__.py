@@ -9,14 +9,17 @@ them. Nothing here knows a model: the engine sees ids and never a codec.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from seriatim import registry
 from seriatim.codecs._files import read_json
 from seriatim.codecs._watch import Watch
 from seriatim.errors import FileError
 
-__all__ = ["Codec", "Stream", "Watch", "load"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Codec", "Lawful", "Spelt", "Stream", "Watch", "load"]
 
 PACKAGE = "seriatim.codecs"
 VERSION = 1  # of codec.json
@@ -108,6 +111,35 @@ class Codec(Protocol):
 
     def save(self, folder: Path, /) -> None:
         """Writes codec.json and what else `load` and other programs need."""
+        ...
+
+
+@runtime_checkable
+class Spelt(Codec, Protocol):
+    """A codec of text: each id stands for bytes, so that what they spell can be constrained."""
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of every id, in order; b"" for special ids and ids without a piece."""
+        ...
+
+    def lead(self, after: Sequence[int], /) -> bytes:
+        """What a text that follows the ids `after` loses once, if it begins with it."""
+        ...
+
+
+@runtime_checkable
+class Lawful(Codec, Protocol):
+    """A codec that knows which ids may come next: every request of its models keeps to it.
+
+    Where a constraint is asked for as well, both hold.
+    """
+
+    def legal(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> "np.ndarray":
+        """uint32 words: bit i % 32 of word i // 32 says whether id i may follow `after` and `ids`.
+
+        A pure function of both. An end id is allowed where an object is whole, and whatever the
+        codec itself would encode is allowed. Ids beyond the words are not.
+        """
         ...
 
 

@@ -95,6 +95,7 @@ class Controller(Speculator):
 
     def propose(self, asked: Asked, tokens: int) -> list[Sequence[int]]:
         """What follows, from wherever each request's options say."""
+        self._costs.step(tokens)  # measures at first: now, while no logits wait to be read
         self._step = Step(tokens, [self._track(request) for request, _ in asked])
         drafts = self._drafted(asked, tokens)
         free: dict[Request, Guess] = {}
@@ -168,7 +169,9 @@ class Controller(Speculator):
 
     def _drafter(self, model: Drafts) -> Drafter:
         if id(model) not in self._drafters:
-            self._drafters[id(model)] = Drafter(model, self._ends, self._measure(model))
+            costs = self._measure(model)
+            costs.step(1)  # measures
+            self._drafters[id(model)] = Drafter(model, self._ends, costs)
         return self._drafters[id(model)]
 
     def _wanted(self, drafter: Drafter, group: Asked, tokens: int) -> list[tuple[Request, int]]:

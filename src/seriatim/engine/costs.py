@@ -18,7 +18,10 @@ DRIFT, OWN = 0.2, 0.05  # how far one step moves the whole curve, and its own po
 
 
 class Costs(Protocol):
-    """Seconds of a step by its number of tokens, all of them with logits."""
+    """Seconds of a step by its number of tokens, all of them with logits.
+
+    `step` is first asked before a step: it may run the model, whose logits are then gone.
+    """
 
     def step(self, tokens: int, /) -> float:
         """What it would take."""
@@ -56,6 +59,8 @@ class Measured:
         return self._scale * self._shape[tokens]
 
     def ran(self, tokens: int, seconds: float) -> None:
+        if not self._shape:  # nobody has asked
+            return
         ratio = min(2.0, max(0.5, seconds / self.step(tokens)))  # a hiccup counts as twice
         self._scale *= ratio**DRIFT
         self._shape[tokens] *= ratio**OWN

@@ -67,7 +67,9 @@ class Drafter:
         self._bounds = Bounds(ends, model.context)
         self._lanes: dict[Request, Lane] = {}
         with model.pool.lock:
-            self._books = Scheduler(model.pool, budget=BUDGET, chunk=BUDGET, most=1, rows=1)
+            self._books = Scheduler(
+                model.pool, copy=model.runtime.copy, budget=BUDGET, chunk=BUDGET, most=1, rows=1
+            )
 
     def draft(self, asked: Sequence[tuple[Request, int]]) -> list[list[int]]:
         """What the draft model would say next, at most so many ids each.
@@ -121,7 +123,7 @@ class Drafter:
             guides=request.guides,
         )  # fmt: skip
         twin.prompt = request.prompt
-        self._books.running.append(twin)
+        self._books.hold(twin)
         self._lanes[request] = Lane(twin)
         return self._lanes[request]
 

@@ -89,6 +89,7 @@ class Engine:
         with self.pool.lock:
             self.scheduler = Scheduler(
                 self.pool,
+                copy=model.runtime.copy,
                 budget=budget,
                 chunk=chunk,
                 most=whole("most", most, 1),
@@ -136,7 +137,7 @@ class Engine:
         Raises:
             RequestError: an option or id that cannot be honoured, or a prompt that fills the
                 context.
-            ResourceError: the queue is full.
+            ResourceError: the queue is full, or the cache too small for the prompt and one more id.
         """
         prompt = token_ids("prompt", ids, self.model.vocab_size)
         parsed = parse(options, self.model.vocab_size)
@@ -272,6 +273,12 @@ class Engine:
                 f"the prompt has {len(prompt)} ids and the context is {self.model.context}",
                 expected=f"at most {most}",
                 fix="shorten the prompt, or load with a longer context if the model has one",
+            )
+        if (need := -(-(len(prompt) + room) // BLOCK)) > self.pool.limit:
+            raise ResourceError(
+                f"the request needs {need} cache blocks of {BLOCK} positions and the cache holds "
+                f"{self.pool.limit}",
+                fix="shorten the prompt, or raise cache_bytes",
             )
 
     def _compute(self) -> tuple[list[Work], list[Computed]]:

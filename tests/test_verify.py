@@ -18,7 +18,7 @@ import tiny
 import seriatim
 from seriatim import cli, verify
 from seriatim.codecs._watch import Watch
-from seriatim.engine import decoding, sampler
+from seriatim.engine import decoding, reuse, sampler
 from seriatim.engine.cache import Block, BlockPool
 from seriatim.engine.engine import Engine
 from seriatim.engine.sampling import Draw
@@ -182,12 +182,12 @@ def held_evicted(patch):
 def skipped_after_a_hit(patch):
     """The first id after a cached prefix counts as computed."""
 
-    def reuse(original, scheduler, request):
-        original(scheduler, request)
+    def copy(original, pool, request, onto):
+        original(pool, request, onto)
         if 0 < request.computed < len(request.ids) - 1:
             request.computed += 1
 
-    changed(patch, Scheduler, "_reuse", reuse)
+    changed(patch, reuse, "copy", copy)
 
 
 def shifted_after_a_hit(patch):
@@ -205,11 +205,11 @@ def shifted_after_a_hit(patch):
 
 
 def miscounted_cache(patch):
-    def reuse(original, scheduler, request):
-        original(scheduler, request)
+    def account(original, pool, request):
+        original(pool, request)
         request.usage.cached += 64 * (request.usage.cached > 0)
 
-    changed(patch, Scheduler, "_reuse", reuse)
+    changed(patch, reuse, "account", account)
 
 
 def shared_tenants(patch):

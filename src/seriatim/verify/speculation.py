@@ -174,6 +174,8 @@ def chosen(lab: Lab) -> list[Case]:
         ("greedy", tired),
         ("plain", {"allowed_ids": few, "repetition_penalty": 5.0, "temperature": 2.0}),
         ("nucleus", {"processors": [push], "temperature": 2.0}),
+        ("plain", {"allowed_ids": few, "dry_multiplier": 3.0, "dry_allowed_length": 1}),
+        ("plain", {"typical_p": 0.9, "xtc_probability": 0.5, "dynatemp_range": 0.4}),
         ("greedy", {"processors": [push]}),
         ("nucleus", {"forced_ids": lab.ids(most // 2, stem=101)}),
     ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
-from seriatim import talking, weighing
+from seriatim import talking, verifying, weighing
 from seriatim.arguments import loads, need_torch, parse_ids, request_options, requests
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
@@ -241,6 +241,7 @@ app.command()(talking.chat)
 app.command()(weighing.quantize)
 app.command()(weighing.compare)
 app.command()(weighing.export)
+app.command()(verifying.verify)
 
 
 @app.callback(invoke_without_command=True)

@@ -131,6 +131,8 @@ def prepare(
     share = splitting.share_of(validation) or splitting.SHARE
     size = sum(span.size for source in found for span in source.spans)
     options = {"share": share, "size": size, "seed": seed}
+    paths = {span.path for source in found for span in source.spans}
+    say(Note(f"{len(paths):,} files of {size:,} bytes; encoded, they are kept in {place}"))
     made = maker.make(_texts(found, how, options), vocab_size)
     encoder = encoding.Encoder(made, run.digest(made), how, place)
     every = [_encoded(source, encoder, processes, say) for source in found]
@@ -184,10 +186,10 @@ def _scan(source: Source, how: Reading, *, keep: bool) -> Iterator[tuple[int, li
 
 def _encoded(source: Source, encoder: encoding.Encoder, processes: int, say: Report) -> Encoded:
     parts = encoding.parts(source.spans)
-    said = f"{source.name}: {len({s.path for s in source.spans}):,} files, {len(parts):,} parts"
 
     def begun(missing: int) -> None:
-        say(Note(f"{said}, {missing:,} to encode; the others are in {encoder.cache}"))
+        if len(parts) > 1:
+            say(Note(f"{source.name}: encoding {missing:,} of {len(parts):,} parts"))
 
     found = encoding.encode(encoder, parts, processes=processes, begun=begun)
     encoded = Encoded(source, tuple(parts), tuple(found), Corpus.of(found, encoder.cache))

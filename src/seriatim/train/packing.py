@@ -7,7 +7,7 @@ epoch. The plan follows from (seed, epoch) alone, and its n-th row is found with
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def keys(*numbers: int) -> np.ndarray:
     return np.random.SeedSequence(numbers).generate_state(ROUNDS, np.uint64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Which pairs are in which row of an epoch.
 
@@ -68,6 +68,7 @@ class Plan:
         rows: int64 [row]: the first piece of each.
         context: pairs that fit into a row.
         pairs: in all of them.
+        key: of the order in which the rows come.
     """
 
     pieces: np.ndarray
@@ -75,6 +76,7 @@ class Plan:
     context: int
     pairs: int
     key: np.ndarray
+    _orders: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,9 +88,17 @@ class Plan:
 
     def row(self, index: int) -> np.ndarray:
         """The pieces of the row that comes as number `index`: int64 [piece, 2]."""
-        at = int(shuffled(np.array([index]), len(self.rows), self.key)[0])
+        at = int(self._order(index // BUFFER)[index % BUFFER])
         end = self.rows[at + 1] if at + 1 < len(self.rows) else len(self.pieces)
         return self.pieces[self.rows[at] : end]
+
+    def _order(self, block: int) -> np.ndarray:
+        """Where the rows of a block of numbers are, kept until the next: int64 [number]."""
+        if block not in self._orders:
+            index = np.arange(block * BUFFER, min((block + 1) * BUFFER, len(self.rows)))
+            self._orders.clear()
+            self._orders[block] = shuffled(index, len(self.rows), self.key)
+        return self._orders[block]
 
 
 def plan(

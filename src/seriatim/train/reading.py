@@ -11,9 +11,10 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from seriatim.errors import FileError, RequestError
 from seriatim.files.regular import listed, open_regular
@@ -114,7 +115,7 @@ def spans(path: Path, reading: Reading) -> list[Span]:
     """
     kind = _kind(path, reading)
     whole, starts, at, line = hashlib.sha256(), [(0, 1)], 0, 1
-    with _guarded(path) as file:
+    with _failing(path), open_regular(path) as file:
         stamp = Path(path).stat().st_mtime_ns
         while block := file.read(BLOCK):
             whole.update(block)
@@ -145,22 +146,25 @@ def _kind(path: Path, reading: Reading) -> str:
     return "text" if reading.separator is None else "separated"
 
 
-class _guarded:
-    """A file opened for reading, unpacked where its name ends in .gz; failures are `FileError`."""
+@contextmanager
+def _failing(path: str | Path) -> Iterator[None]:
+    """What a file or its packing does wrong is a `FileError` that names it."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FileError(f"{path} cannot be read: {why}") from error
 
-    def __init__(self, path: str | Path, *, unpack: bool = False) -> None:
-        self.path, self.unpack = Path(path), unpack
 
-    def __enter__(self) -> IO[bytes]:
-        self.file = open_regular(self.path)
-        gzipped = self.unpack and self.path.suffix == ".gz"
-        return gzip.GzipFile(fileobj=self.file) if gzipped else self.file  # type: ignore
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.file.close()
-        if isinstance(error, OSError | EOFError | zlib.error):
-            why = getattr(error, "strerror", None) or error
-            raise FileError(f"{self.path} cannot be read: {why}") from error
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """A file, unpacked where its name says so."""
+    with open_regular(Path(path)) as file:
+        if path.endswith(".gz"):
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked
+        else:
+            yield file
 
 
 def records(index: int, span: Span, reading: Reading, cut: Cut) -> Iterator[Record | Bad]:
@@ -169,7 +173,7 @@ def records(index: int, span: Span, reading: Reading, cut: Cut) -> Iterator[Reco
     Raises:
         FileError: the file cannot be read, is not what its name says, or has changed.
     """
-    with _guarded(span.path, unpack=True) as file:
+    with _failing(span.path), _opened(span.path) as file:
         if span.kind == "text":
             end = None if span.end < 0 else span.end - span.start
             file.seek(span.start)
@@ -209,7 +213,7 @@ def _pieces(
 ) -> Iterator[bytes]:
     """One document of any length; text that has no place to cut is refused beyond `LIMIT`."""
     held, at = b"", span.start
-    while block := file.read(max(BLOCK, len(held)) if left is None else min(left, BLOCK)):
+    while block := _block(file, span.path, max(BLOCK, len(held)), left):
         left = None if left is None else left - len(block)
         held += block
         if size := cut(held):
@@ -221,6 +225,11 @@ def _pieces(
             raise FileError(seen, expected=f"at most {LIMIT:,} bytes that are one piece", fix=fix)
     if held:
         yield _utf8(held, at, span.path, reading)
+
+
+def _block(file: IO[bytes], path: str, size: int, left: int | None) -> bytes:
+    with _failing(path):
+        return file.read(size if left is None else min(size, left))
 
 
 def _utf8(piece: bytes, at: int, path: str, reading: Reading) -> bytes:

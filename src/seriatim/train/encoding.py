@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,6 +80,11 @@ class Encoder:
     reading: Reading
     cache: Path
 
+    @cached_property
+    def _frame(self) -> tuple[np.ndarray, np.ndarray]:
+        """What begins and what ends a document."""
+        return np.array(self.codec.start, np.uint32), np.array(self.codec.ends[:1], np.uint32)
+
     def place(self, part: Part) -> Path:
         """The folder of the shard that `part` becomes."""
         content = [[s.sha256, s.kind, s.start, s.end, s.line] for s in part]
@@ -117,7 +123,7 @@ class Encoder:
     def _whole(self, index: int, span: Span, record: Record, out: Writer) -> None:
         """A file that is one document, of any length."""
         content = hashlib.sha256()
-        out.add(np.array(self.codec.start, np.uint32))
+        out.add(self._frame[0])
         for group in _grouped(record.pieces):
             for piece in group:
                 content.update(piece)
@@ -142,7 +148,7 @@ class Encoder:
                 out.refuse(Bad(index, waiting[0][0], str(error)))
             return
         for _, pieces in waiting:
-            out.add(np.array(self.codec.start, np.uint32))
+            out.add(self._frame[0])
             for _ in pieces:
                 out.add(next(found))
             self._finish(index, hashlib.sha256(b"".join(pieces)).digest(), out)
@@ -159,7 +165,7 @@ class Encoder:
                     raise _of_file(span.path, error) from error
                 out.refuse(Bad(index, place, str(error)))
             else:
-                out.add(np.concatenate([np.array(self.codec.start, np.uint32), ids]))
+                out.add(np.concatenate([self._frame[0], ids]))
                 self._finish(index, hashlib.sha256(ids.tobytes()).digest(), out)
         check_unchanged(span)
 
@@ -175,7 +181,7 @@ class Encoder:
         return [np.array(self.codec.encode(piece.decode()), np.uint32) for piece in pieces]
 
     def _finish(self, index: int, digest: bytes, out: Writer) -> None:
-        out.add(np.array(self.codec.ends[:1], np.uint32))
+        out.add(self._frame[1])
         out.finish(index, digest)
 
 

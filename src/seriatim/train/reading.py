@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from seriatim.errors import FileError, RequestError
 from seriatim.files.regular import listed, open_regular
@@ -24,7 +24,7 @@ Cut = Callable[[bytes], int]  # where a piece may end; 0: nowhere
 
 BLOCK = 1 << 18  # bytes read at once, and of a piece
 LIMIT = 1 << 26  # most bytes of a record, and of text without a place to cut
-PART = 1 << 24  # bytes of lines that are encoded together
+PART = 1 << 23  # bytes of files or of their lines that become one shard
 
 LINES = (".jsonl", ".ndjson")
 FOREIGN = (".parquet", ".arrow", ".feather", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z")
@@ -162,7 +162,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
     with open_regular(Path(path)) as file:
         if path.endswith(".gz"):
             with gzip.GzipFile(fileobj=file) as unpacked:
-                yield unpacked
+                yield cast("IO[bytes]", unpacked)
         else:
             yield file
 

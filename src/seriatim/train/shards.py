@@ -30,6 +30,7 @@ from seriatim.train.reading import Bad
 
 FORMAT = 1
 FILES = ("ids.bin", "documents.bin", "refused.jsonl")
+GATHERED = 1 << 18  # ids that are written at once
 STALE = 86_400  # seconds after which a half-written shard has no writer any more
 
 
@@ -100,6 +101,8 @@ class Writer:
     def __init__(self, folder: Path, *, size: int, spans: int) -> None:
         self.folder, self.dtype = folder, "<u2" if size <= 1 << 16 else "<u4"
         self.refused, self.accepted, self._end = 0, [0] * spans, 0
+        self._waiting: list[np.ndarray] = []
+        self._held = 0  # ids in `_waiting`
 
     def __enter__(self) -> Self:
         with _refusing(self.folder):
@@ -118,8 +121,16 @@ class Writer:
 
     def add(self, ids: np.ndarray) -> None:
         """The next ids of the document that `finish` will end."""
-        self._write(0, ids.astype(self.dtype).tobytes())
-        self._end += len(ids)
+        self._waiting.append(ids)
+        self._end, self._held = self._end + len(ids), self._held + len(ids)
+        if self._held >= GATHERED:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            ids = np.concatenate(self._waiting, dtype=self.dtype, casting="unsafe")
+            self._write(0, ids.data)
+        self._waiting, self._held = [], 0
 
     def finish(self, span: int, digest: bytes) -> None:
         """Ends a document of that span, whose content has that hash (8 bytes or more)."""
@@ -133,6 +144,7 @@ class Writer:
 
     def close(self, facts: dict[str, Any]) -> None:
         """Publishes the shard; `facts` go into the manifest."""
+        self._flush()
         with _refusing(self.folder):
             for file in self._files:
                 file.close()
@@ -150,7 +162,7 @@ class Writer:
                 if not self.folder.is_dir():
                     raise
 
-    def _write(self, which: int, data: bytes) -> None:
+    def _write(self, which: int, data: bytes | memoryview) -> None:
         with _refusing(self.folder):
             self._files[which].write(data)
         self._sums[which].update(data)

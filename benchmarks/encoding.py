@@ -56,7 +56,7 @@ def spent(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Encoding beside the tokenizer library.")
     parser.add_argument("texts", nargs="+", type=Path)
     parser.add_argument("--tokenizer", type=Path, default=TALES, help="a folder")
     parser.add_argument("--megabytes", type=int, default=24)

@@ -347,6 +347,23 @@ def test_a_vocabulary_is_learned_from_the_training_side_alone(tmp_path):
     assert len(made.codec.encode(made.codec.decode(learned.tolist())[-9:])) <= 9
 
 
+def test_a_vocabulary_is_learned_from_a_sample_of_very_much_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "LEARNED", 20_000)
+    path = lines(tmp_path / "x.jsonl", [prose(400, n) for n in range(500)])
+    taken: list[str] = []
+
+    def learn(texts, size):
+        taken.extend(texts)
+        return ByteCodec()
+
+    monkeypatch.setattr(run, "maker", lambda name: run.Maker(learn=learn))
+    said: list = []
+    made = prepare(path, tmp_path, say=said.append)
+    assert 10_000 < sum(map(len, taken)) < 30_000
+    assert set(map(str.encode, taken)) < set(documents(made))
+    assert any("learned from 8." in event.text or "9." in event.text for event in said)
+
+
 def test_the_digest_says_which_data_wherever_it_lies(tmp_path):
     for place in ("a", "b"):
         for n in range(5):

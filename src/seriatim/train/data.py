@@ -20,9 +20,9 @@ from seriatim.codecs import Codec
 from seriatim.codecs._safe import last_cut
 from seriatim.errors import FileError, RequestError, ResourceError
 from seriatim.files.regular import listed
-from seriatim.train import encoding, run, shards, splitting
+from seriatim.train import encoding, packing, run, shards, splitting
 from seriatim.train.batches import Batch, Batches, Group
-from seriatim.train.reading import Bad, Paths, Reading, Span, records
+from seriatim.train.reading import Paths, Reading, Record, Span, records
 from seriatim.train.report import Note, Report
 from seriatim.train.shards import Corpus, Shard, spooled
 from seriatim.train.splitting import Data, Source
@@ -132,8 +132,9 @@ def prepare(
     size = sum(span.size for source in found for span in source.spans)
     options = {"share": share, "size": size, "seed": seed}
     paths = {span.path for source in found for span in source.spans}
-    say(Note(f"{len(paths):,} files of {size:,} bytes; encoded, they are kept in {place}"))
-    made = maker.make(_texts(found, how, options), vocab_size)
+    many = "file" if len(paths) == 1 else "files"
+    say(Note(f"{len(paths):,} {many} of {size:,} bytes; encoded, they are kept in {place}"))
+    made = maker.make(_texts(found, how, options, say), vocab_size)
     encoder = encoding.Encoder(made, run.digest(made), how, place)
     every = [_encoded(source, encoder, processes, say) for source in found]
     away = _held(found, [e.corpus.digests for e in every], options)
@@ -160,28 +161,43 @@ def _held(
     return splitting.hold_out(digests, [not s.weight for s in found], **options)
 
 
-def _texts(found: Sequence[Source], how: Reading, options: dict[str, Any]) -> Iterator[str]:
-    """Text of the documents that are not held out, for a codec that is still to be learned."""
-    digests = [np.array([d for d, _ in _scan(s, how, keep=False)], np.uint64) for s in found]
-    away, left = _held(found, digests, options), LEARNED
-    for source, mark in zip(found, away, strict=True):
+def _texts(
+    found: Sequence[Source], how: Reading, options: dict[str, Any], say: Report
+) -> Iterator[str]:
+    """Text of the documents that are not held out, for a codec that is still to be learned.
+
+    Of very much text it takes pieces by their hash, about `LEARNED` bytes in all, and says so.
+    """
+    digests = [np.fromiter(map(_hash, _documents(s, how)), np.uint64) for s in found]
+    away, share = _held(found, digests, options), LEARNED / options["size"]
+    if share < 1:
+        say(Note(f"the vocabulary is learned from {share:.2%} of the text, chosen by hash"))
+    for source, mark, numbers in zip(found, away, digests, strict=True):
         if source.weight:
-            for index, (_, pieces) in enumerate(_scan(source, how, keep=True)):
-                if not mark[index] and left > 0:
-                    left -= sum(map(len, pieces))
-                    yield from (piece.decode() for piece in pieces)
+            for record, out, number in zip(_documents(source, how), mark, numbers, strict=True):
+                for index, piece in enumerate(record.pieces):
+                    if not out and _rank(number, index) < share:
+                        yield piece.decode()
 
 
-def _scan(source: Source, how: Reading, *, keep: bool) -> Iterator[tuple[int, list[bytes]]]:
-    """Hash of each document, and if they are to be kept its pieces."""
+def _documents(source: Source, how: Reading) -> Iterator[Record]:
     for index, span in enumerate(source.spans):
         for record in records(index, span, how, last_cut):
-            if not isinstance(record, Bad):
-                content, kept = hashlib.sha256(), []
-                for piece in record.pieces:
-                    content.update(piece)
-                    kept += [piece] * keep
-                yield int.from_bytes(content.digest()[:8], "little"), kept
+            if isinstance(record, Record):
+                yield record
+
+
+def _hash(record: Record) -> int:
+    """As shards have it."""
+    content = hashlib.sha256()
+    for piece in record.pieces:
+        content.update(piece)
+    return int.from_bytes(content.digest()[:8], "little")
+
+
+def _rank(number: np.uint64, index: int) -> float:
+    """A number in [0, 1) for each piece of a document."""
+    return float(packing.mixed(np.array([number ^ np.uint64(index + 1)]))[0]) / 2**64
 
 
 def _encoded(source: Source, encoder: encoding.Encoder, processes: int, say: Report) -> Encoded:

@@ -206,6 +206,19 @@ class PyPlan {
     return without_gil([&] { return plan_.trace(std::move(step)); });
   }
 
+  auto read(int64_t block, int64_t positions) {
+    std::vector<uint8_t> bytes(plan_.block_bytes());
+    plan_.read(block, positions, reinterpret_cast<char*>(bytes.data()));
+    return copied(bytes);
+  }
+
+  void write(int64_t block, nb::handle bytes) {
+    const Buffer buffer(bytes, "bytes", "B", 1, 1);
+    if (buffer.shape()[0] != plan_.block_bytes())
+      throw std::invalid_argument("a block has " + std::to_string(plan_.block_bytes()) + " bytes");
+    plan_.write(block, static_cast<const char*>(buffer.data()));
+  }
+
   auto finite() const { return copied(plan_.finite()); }
   auto best() const { return copied(plan_.best()); }
 
@@ -249,6 +262,8 @@ NB_MODULE(_native, m) {
           "target"_a)
       .def(
           "poison", [](PyPlan& p, int64_t block) { p.plan().poison(block); }, "block"_a)
+      .def("read", &PyPlan::read, "block"_a, "positions"_a)
+      .def("write", &PyPlan::write, "block"_a, "bytes"_a)
       .def("step", &PyPlan::step, "ids"_a.none(), "position"_a.none(), "sequence"_a.none(),
            "block_table"_a.none(), "rows"_a.none())
       .def("trace", &PyPlan::trace, "ids"_a.none(), "position"_a.none(), "sequence"_a.none(),

@@ -3,9 +3,12 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
+#include <tuple>
 
 #include "mathematics.h"
 #include "refuse.h"
@@ -19,7 +22,6 @@ namespace {
 template <class T, int N>
 using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 using Numbers = nb::ndarray<nb::numpy, double, nb::ndim<1>>;
-using Ids = std::vector<int64_t>;
 
 std::vector<const Scan*> scans() {  // best first
 #if defined(__x86_64__)
@@ -52,16 +54,56 @@ Row row_of(const Array<double, 1>& x) {
   return {nullptr, x.data(), static_cast<int64_t>(x.shape(0))};
 }
 
+// Reads a list of ids where it lies, from `first` on.
+Ids ids_from(nb::handle given, int64_t first) {
+  const nb::object list =
+      PyList_Check(given.ptr()) ? nb::borrow(given) : nb::steal(PySequence_List(given.ptr()));
+  if (!list.is_valid()) throw nb::python_error();
+  const int64_t count = PyList_Size(list.ptr());
+  Ids ids(std::max<int64_t>(0, count - first));
+  for (int64_t i = first; i < count; ++i) {
+    ids[i - first] = PyLong_AsLongLong(PyList_GetItem(list.ptr(), i));
+    if (ids[i - first] == -1 && PyErr_Occurred()) throw nb::python_error();
+  }
+  return ids;
+}
+
+void make_chain(Chain* self, double repetition, double presence, double frequency,
+                std::tuple<double, double, int64_t, int64_t> dry, Ids breakers, const Ids& biased,
+                const std::vector<double>& biases, std::optional<Ids> allowed, Ids banned,
+                std::tuple<double, double, double> temperature, int64_t top_k,
+                std::tuple<double, double, double> shares, std::tuple<double, double> xtc,
+                const std::vector<int>& order) {
+  require(biased.size() == biases.size(), "ids and biases are not as many");
+  Chain chain{};
+  chain.repetition = repetition, chain.presence = presence, chain.frequency = frequency;
+  std::tie(chain.dry_multiplier, chain.dry_base, chain.dry_allowed, chain.dry_range) = dry;
+  std::tie(chain.temperature, chain.dynatemp_range, chain.dynatemp_exponent) = temperature;
+  std::tie(chain.typical_p, chain.top_p, chain.min_p) = shares;
+  std::tie(chain.xtc_probability, chain.xtc_threshold) = xtc;
+  chain.breakers = std::move(breakers), chain.top_k = top_k;
+  chain.allowed = std::move(allowed), chain.banned = std::move(banned);
+  for (size_t i = 0; i < biased.size(); ++i) chain.biases.push_back({biased[i], biases[i]});
+  for (const int filter : order) chain.order.push_back(static_cast<Filter>(filter));
+  chain.check();
+  new (self) Chain(std::move(chain));
+}
+
 template <class T>
-int64_t pick(Sampler& sampler, const Array<T, 1>& logits, const Ids& ids,
-             const std::vector<double>& values, std::optional<Ids> allowed, double temperature,
-             int64_t top_k, double top_p, double min_p, uint64_t seed, uint32_t position,
-             uint32_t sample) {
-  require(ids.size() == values.size(), "ids and values are not as many");
-  std::vector<Replaced> replaced(ids.size());
-  for (size_t i = 0; i < ids.size(); ++i) replaced[i] = {ids[i], values[i]};
-  return sampler.pick(row_of(logits), std::move(replaced), allowed ? &*allowed : nullptr,
-                      {temperature, top_k, top_p, min_p}, {seed, position, sample});
+int64_t pick(Sampler& sampler, const Array<T, 1>& logits, Chain& chain, nb::handle ids,
+             int64_t prompt, uint64_t seed, uint32_t sample, Ids forbidden,
+             const std::vector<Array<uint32_t, 1>>& masks) {
+  const Py_ssize_t position = PyObject_Size(ids.ptr());
+  if (position < 0) throw nb::python_error();
+  require(position < int64_t{1} << 32, "more than 2^32 ids");
+  const int64_t first = chain.first(prompt, position);
+  Past past{{}, first, prompt};
+  if (first < position) past.ids = ids_from(ids, first);
+  Hidden hidden{std::move(forbidden), {}};
+  for (const auto& mask : masks)
+    hidden.masks.push_back({mask.data(), static_cast<int64_t>(mask.shape(0))});
+  return sampler.pick(row_of(logits), chain, past, hidden,
+                      {seed, static_cast<uint32_t>(position), sample});
 }
 
 Ids likeliest(Sampler& sampler, const Array<float, 1>& logits, int64_t count) {
@@ -137,10 +179,14 @@ void bind_sampler(nb::module_& m) {
       .def("log_sum", log_sums, "logits"_a.noconvert())
       .def("weights", weights, "z"_a.noconvert())
       .def("words", words, "run"_a, "seed"_a, "position"_a, "sample"_a);
+  nb::set_leak_warnings(false);  // a chain that a request keeps until the program ends is no leak
+  nb::class_<Chain>(m, "Chain")
+      .def("__init__", make_chain, nb::kw_only(), "repetition"_a, "presence"_a, "frequency"_a,
+           "dry"_a, "breakers"_a, "biased"_a, "biases"_a, "allowed"_a.none(), "banned"_a,
+           "temperature"_a, "top_k"_a, "shares"_a, "xtc"_a, "order"_a);
   const auto def_pick = [&](auto function) {
-    bound.def("pick", function, "logits"_a.noconvert(), "ids"_a, "values"_a, "allowed"_a.none(),
-              nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "seed"_a,
-              "position"_a, "sample"_a);
+    bound.def("pick", function, "logits"_a.noconvert(), "chain"_a, "ids"_a, "prompt"_a, "seed"_a,
+              "sample"_a, "forbidden"_a, "masks"_a);
   };
   def_pick(pick<float>);
   def_pick(pick<double>);

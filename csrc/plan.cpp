@@ -171,6 +171,27 @@ void Plan::poison(int64_t block) {
   std::memset(find_block(block), 0xff, block_bytes_);  // all ones is NaN in f32 and bf16
 }
 
+// A layer is runs of 64 slots: keys then values of each head, and at int8 the scales of both.
+void Plan::read(int64_t block, int64_t positions, char* to) {
+  const Turn turn(*this);
+  const char* from = find_block(block);
+  require(positions >= 0 && positions <= kBlock, "a block has 0 .. 64 positions to read");
+  std::memset(to, 0, block_bytes_);
+  const auto take = [&](int64_t runs, int64_t slot_bytes) {
+    for (; runs > 0; --runs, from += kBlock * slot_bytes, to += kBlock * slot_bytes)
+      std::memcpy(to, from, positions * slot_bytes);
+  };
+  for (const CacheLayer& layer : layers_) {
+    take(2 * layer.kv_heads, layer.channels * kTypeBytes[static_cast<int>(kv_)]);
+    if (kv_ == Type::kInt8) take(2 * layer.kv_heads, sizeof(float));
+  }
+}
+
+void Plan::write(int64_t block, const char* from) {
+  const Turn turn(*this);
+  std::memcpy(find_block(block), from, block_bytes_);
+}
+
 int64_t Plan::bytes() const {
   int64_t floats = 0;
   for (const Slot& slot : slots_) floats += slot.capacity * slot.width;

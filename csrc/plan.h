@@ -60,6 +60,9 @@ class Plan {
   void resize(int64_t blocks);
   void copy(int64_t source, int64_t target);
   void poison(int64_t block);  // fills it with NaN
+  // The first positions' bytes, where they lie in the block; zeros elsewhere.
+  void read(int64_t block, int64_t positions, char* to);
+  void write(int64_t block, const char* from);
   int64_t blocks() const { return static_cast<int64_t>(blocks_.size()); }
   int64_t block_bytes() const { return block_bytes_; }
   int64_t bytes() const;  // buffers, scratch and cache

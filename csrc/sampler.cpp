@@ -4,40 +4,17 @@
 #include <array>
 #include <bit>
 #include <cmath>
-#include <limits>
 #include <numeric>
 
 #include "mathematics.h"
 #include "refuse.h"
+#include "sampler_shares.h"
 #include "threads.h"
 
 namespace seriatim {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kReach = 26.2;   // noise spans [-3.2, 23]: a score further below cannot win
-constexpr double kWeighs = 28.5;  // a weight further below is 0
-constexpr uint64_t kOne = uint64_t{1} << 40;  // the weight of the best
-constexpr int64_t kMostIds = 1 << 23;         // so many weights sum below 2^63
-
-// ceil(share * total), exactly: share = m 2^-s with 53 bits of m, total < 2^64.
-uint64_t share_of(double share, uint64_t total) {
-  if (share == 0.0) return 0;
-  int exponent;
-  const auto m = static_cast<uint64_t>(std::ldexp(std::frexp(share, &exponent), 53));
-  const int s = 53 - exponent;
-  if (s > 120) return 1;
-  using Wide = unsigned __int128;
-  return static_cast<uint64_t>((Wide{m} * total + ((Wide{1} << s) - 1)) >> s);
-}
-
-// Weights in order: 64 buckets for each power of two.
-constexpr int kBucketBits = 6;
-constexpr int64_t kBuckets = (40 << kBucketBits) + 1;
-int64_t bucket(uint64_t weight) {
-  const auto bits = std::bit_cast<int64_t>(static_cast<double>(weight));
-  return (bits >> (52 - kBucketBits)) - (int64_t{1023} << kBucketBits);
-}
+constexpr double kReach = 26.2;  // noise spans [-3.2, 23]: a score further below cannot win
 
 // At least the noise of a word whose distance to 2^32 has its highest bit at [i].
 constexpr std::array<double, 33> kMostNoise = [] {
@@ -49,42 +26,9 @@ double most_noise(uint64_t word) {  // -log u >= 1 - u >= 2^(bit - 33)
   return kMostNoise[std::bit_width((uint64_t{1} << 32) - word) - 1];
 }
 
-void check_id(int64_t id, int64_t size) {
-  if (id < 0 || id >= size)
-    refuse("id " + to_string(id) + " is not in a row of " + to_string(size) + " logits");
-}
-
-void check(const Row& row, const Filters& f) {
-  require(row.size > 0 && row.size <= kMostIds, "a row has no logits or more than 2^23");
-  require(f.temperature >= 0 && f.temperature < kInfinity, "temperature is negative or infinite");
-  require(f.top_k >= 0, "top_k is negative");
-  require(f.top_p > 0 && f.top_p <= 1, "top_p is not in (0, 1]");
-  require(f.min_p >= 0 && f.min_p <= 1, "min_p is not in [0, 1]");
-}
-
-// What z is at least, of ids that the filters may keep and noise can let win.
-double reach_of(const Filters& f) {
-  if (f.temperature == 0) return 0.0;
-  if (f.top_p < 1.0) return kWeighs;
-  const double reach = kReach + 0.1;
-  return f.min_p > 0.0 ? std::min(reach, 1.0 - log(std::max(f.min_p, 0x1p-60))) : reach;
-}
-
 // A little below x, so that no value is lost that scales to the same z.
 double lowered(double x, double top, double temperature) {
   return x - ((top - x) * 0x1p-48 + temperature * 0x1p-1050);
-}
-
-// By rising id; of an id's several values the last.
-std::vector<Replaced> ordered(std::vector<Replaced> given, int64_t size) {
-  for (const Replaced& r : given) check_id(r.id, size);
-  std::reverse(given.begin(), given.end());
-  std::stable_sort(given.begin(), given.end(),
-                   [](const Replaced& a, const Replaced& b) { return a.id < b.id; });
-  given.erase(std::unique(given.begin(), given.end(),
-                          [](const Replaced& a, const Replaced& b) { return a.id == b.id; }),
-              given.end());
-  return given;
 }
 
 // Orders places by falling value, then rising id: candidates are held by rising id.
@@ -98,73 +42,79 @@ struct Falling {
 template <class T>
 Falling(const T*) -> Falling<T>;
 
+// Between temperature - range and temperature + range, by the share of the greatest entropy.
+double dynamic(const Chain& chain, Moments sums, int64_t count) {
+  if (count == 1) return chain.temperature;
+  const auto total = static_cast<double>(sums.total);
+  const double entropy = log(total / static_cast<double>(kOne)) + mean_of(sums);
+  const double share = entropy / log(static_cast<double>(count));
+  const double low = chain.temperature - chain.dynatemp_range;
+  const double high = chain.temperature + chain.dynatemp_range;
+  if (!(share > 0)) return low;
+  return low + (high - low) * exp(chain.dynatemp_exponent * log(share));
+}
+
 }  // namespace
 
 // ---- candidates --------------------------------------------------------------------------------
 
-// Values of one run, replacements included; how many. NaN, which nobody should bring, is hidden.
-int64_t Sampler::load(Row row, int64_t run, double* out) const {
-  const int64_t begin = run * kRun, count = std::min(kRun, row.size - begin);
-  if (row.narrow)
-    std::copy_n(row.narrow + begin, count, out);
-  else
-    std::copy_n(row.wide + begin, count, out);
-  const auto before = [](const Replaced& r, int64_t id) { return r.id < id; };
-  auto r = std::lower_bound(replaced_.begin(), replaced_.end(), begin, before);
-  for (; r != replaced_.end() && r->id < begin + count; ++r) out[r->id - begin] = r->value;
-  for (int64_t i = 0; i < count; ++i) out[i] = out[i] == out[i] ? out[i] : -kInfinity;
-  return count;
-}
-
-// Fills maxima_; the greatest.
-double Sampler::find_maxima(Row row) {
-  const int64_t runs = (row.size + kRun - 1) / kRun;
-  maxima_.resize(runs);
-  double values[kRun];
-  const auto find = [&](int64_t run) {
-    const int64_t count = load(row, run, values);
-    maxima_[run] = *std::max_element(values, values + count);
+// Those that act here: XTC's coin depends on the place.
+void Sampler::choose_filters(const Chain& chain, Key key) {
+  const auto acts = [&](Filter filter) {
+    if (filter != kXtc) return true;
+    uint64_t words[kRun];
+    scan_.noise(0, {key.seed, key.position, key.sample, 1}, words);
+    return (static_cast<double>(words[0]) + 0.5) / 0x1p32 < chain.xtc_probability;
   };
-  if (row.narrow) {
-    scan_.maxima(row.narrow, row.size, maxima_.data());
-    for (size_t i = 0; i < replaced_.size(); ++i)
-      if (i == 0 || replaced_[i].id / kRun != replaced_[i - 1].id / kRun)
-        find(replaced_[i].id / kRun);
-  } else {
-    for (int64_t run = 0; run < runs; ++run) find(run);
+  filters_.clear();
+  std::copy_if(chain.order.begin(), chain.order.end(), std::back_inserter(filters_), acts);
+}
+
+// Where the temperature comes first.
+double Sampler::first_temperature(const Chain& chain) const {
+  if (chain.dynatemp_range == 0.0) return chain.temperature;
+  Moments sums{};
+  const int64_t count = scores_.moments(1.0, sums);
+  return dynamic(chain, sums, count);
+}
+
+// How far below the best z is at most, of ids that the filters look at or noise can let win.
+double Sampler::reach_of(const Chain& chain, Next next) const {
+  double unit = 1.0;
+  double off = 0.0;  // how far below the best that may be which XTC leaves
+  for (; next != filters_.end(); ++next) {
+    if (*next == kTopK) continue;
+    if (*next == kMinP) return off + unit * (1.0 - log(std::max(chain.min_p, 0x1p-60)));
+    if (*next == kTypicalP || *next == kTopP) return off + unit * kWeighs;
+    if (*next == kXtc) off += unit * kWeighs;
+    if (*next != kTemperature) continue;
+    if (chain.dynatemp_range > 0.0) return kInfinity;  // counts all that are left
+    unit *= chain.temperature;
   }
-  return *std::max_element(maxima_.begin(), maxima_.end());
+  return off + unit * (kReach + 0.1);
 }
 
-// The k-th greatest maximum, which k values reach; -infinity if there are fewer runs.
-double Sampler::kth_maximum(int64_t k) {
-  if (k > std::ssize(maxima_)) return -kInfinity;
-  sorted_ = maxima_;
-  std::nth_element(sorted_.begin(), sorted_.begin() + (k - 1), sorted_.end(), std::greater<>());
-  return sorted_[k - 1];
-}
-
-// No value below can be that of the id drawn.
-double Sampler::find_least(double top, const Filters& f) {
+// No value below matters.
+double Sampler::find_least(const Chain& chain, Next next, double temperature) {
   constexpr double kLowest = std::numeric_limits<double>::lowest();
-  const double least = std::max(top - reach_of(f) * f.temperature, kLowest);
-  if (f.top_k == 0 || f.temperature == 0) return least;
-  return std::max(least, lowered(kth_maximum(f.top_k), top, f.temperature));
-}
-
-void Sampler::reserve(int64_t count) {
-  count_ = 0;
-  if (count <= std::ssize(ids_)) return;
-  ids_.resize(count), z_.resize(count), weights_.resize(count);
+  const double top = scores_.top(), reach = reach_of(chain, next);
+  const double least = std::max(top - reach * temperature, kLowest);
+  if (*next != kTopK) return least;
+  return std::max(least, lowered(scores_.kth_maximum(chain.top_k), top, temperature));
 }
 
 // Ids whose value is at least `least`.
-void Sampler::collect(Row row, double least) {
-  reserve((row.size + kRun - 1) / kRun * kRun);
+void Sampler::collect(double least) {
+  const int64_t runs = scores_.runs();
+  if (runs * kRun > std::ssize(ids_)) {
+    ids_.resize(runs * kRun), z_.resize(runs * kRun);
+    far_.resize(runs * kRun), weights_.resize(runs * kRun);
+  }
+  count_ = 0, weighed_ = false;
   double values[kRun];
-  for (int64_t run = 0; run < std::ssize(maxima_); ++run) {
-    if (!(maxima_[run] >= least)) continue;
-    const int64_t count = load(row, run, values);
+  for (int64_t run = 0; run < runs; ++run) {
+    if (!(scores_.maximum(run) >= least)) continue;
+    const int64_t count = scores_.load(run, values);
     for (int64_t i = 0; i < count; ++i) {
       ids_[count_] = static_cast<int32_t>(run * kRun + i), z_[count_] = values[i];
       count_ += values[i] >= least;
@@ -172,24 +122,27 @@ void Sampler::collect(Row row, double least) {
   }
 }
 
-// The greatest value.
-double Sampler::collect_allowed(Row row, std::vector<int64_t>& allowed) {
-  reserve(std::ssize(allowed));
-  std::sort(allowed.begin(), allowed.end());
-  allowed.erase(std::unique(allowed.begin(), allowed.end()), allowed.end());
-  auto r = replaced_.begin();
-  for (const int64_t id : allowed) {
-    check_id(id, row.size);
-    while (r != replaced_.end() && r->id < id) ++r;
-    ids_[count_] = static_cast<int32_t>(id);
-    z_[count_] = r != replaced_.end() && r->id == id ? r->value : row.at(id);
-    count_ += z_[count_] > -kInfinity;
-  }
-  return count_ ? z_[best()] : -kInfinity;
-}
-
 void Sampler::scale(double top, double temperature) {
   for (int64_t i = 0; i < count_; ++i) z_[i] = (z_[i] - top) / temperature;
+  weighed_ = false;
+}
+
+void Sampler::weigh() {
+  if (!weighed_) scan_.weigh(z_.data(), count_, weights_.data());
+  weighed_ = true;
+}
+
+// Sum of the weights of candidates above `least`.
+uint64_t Sampler::sum_above(uint64_t least) const {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < count_; ++i) sum += weights_[i] > least ? weights_[i] : 0;
+  return sum;
+}
+
+Moments Sampler::moments() const {
+  Moments sums{};
+  scan_.moments(z_.data(), count_, 0.0, 1.0, sums);
+  return sums;
 }
 
 // The place of the greatest z, the first of equals.
@@ -197,22 +150,85 @@ int64_t Sampler::best() const {
   return std::max_element(z_.begin(), z_.begin() + count_) - z_.begin();
 }
 
-std::vector<int64_t> Sampler::likeliest(Row row, int64_t count) {
-  check(row, {1.0, count, 1.0, 0.0});
+// Candidates for the filters from `next` on.
+void Sampler::gather(const Chain& chain, Next& next, double temperature) {
+  if (*next == kTopP) return gather_top_p(chain, next++, temperature);
+  if (*next == kTypicalP) return gather_typical(chain, next++, temperature);
+  collect(find_least(chain, next, temperature));
+  scale(scores_.top(), temperature);
+}
+
+// Candidates that hold what a filter by sums of weights leaves of all. Usually the ids above the
+// lowest sixteenth of the maxima do, a few in a hundred; otherwise all are looked at.
+template <class Hold>
+void Sampler::gather_some(const Chain& chain, Next next, double temperature, Hold hold) {
+  const double top = scores_.top();
+  const double guess = scores_.kth_maximum(std::max<int64_t>(1, scores_.runs() * 15 / 16));
+  for (const double least : {guess, find_least(chain, next, temperature)}) {
+    if (least == -kInfinity) continue;
+    collect(least);
+    scale(top, temperature);
+    weigh();
+    if (hold((least - top) / temperature)) return;
+  }
+}
+
+void Sampler::gather_top_p(const Chain& chain, Next next, double temperature) {
+  const uint64_t goal = share_of(chain.top_p, scores_.total(temperature));
+  gather_some(chain, next, temperature,
+              [&](double least) { return sum_above(weight(least)) >= goal; });
+  keep_heaviest(goal);
+}
+
+// Ids that are no candidates are further from the typical than `least` is.
+void Sampler::gather_typical(const Chain& chain, Next next, double temperature) {
+  Moments sums{};
+  scores_.moments(temperature, sums);
+  const uint64_t goal = share_of(chain.typical_p, sums.total);
+  gather_some(chain, next, temperature, [&](double least) {
+    const double mean = mean_of(sums);
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < count_; ++i)
+      sum += std::fabs(z_[i] + mean) < -(least + mean) ? weights_[i] : 0;
+    return sum >= goal;
+  });
+  keep_typical(chain.typical_p, sums);
+}
+
+Ids Sampler::likeliest(Row row, int64_t count) {
+  require(count >= 0, "the count is negative");
   if (count == 0) return {};
-  replaced_.clear();
-  find_maxima(row);
-  collect(row, kth_maximum(count));
+  scores_.set(row);
+  collect(scores_.kth_maximum(count));
   order_.resize(count_);
   std::iota(order_.begin(), order_.end(), 0);
   const auto end = order_.begin() + std::min(count, count_);
   std::partial_sort(order_.begin(), end, order_.end(), Falling{z_.data()});
-  std::vector<int64_t> ids;
+  Ids ids;
   for (auto place = order_.begin(); place != end; ++place) ids.push_back(ids_[*place]);
   return ids;
 }
 
 // ---- filters -----------------------------------------------------------------------------------
+
+void Sampler::apply(Filter filter, const Chain& chain) {
+  if (filter == kTemperature) return rescale(chain);
+  if (filter == kTopK) return keep_top_k(chain.top_k);
+  weigh();
+  if (filter == kTypicalP) return keep_typical(chain.typical_p, moments());
+  if (filter == kTopP) return keep_heaviest(share_of(chain.top_p, sum_above(0)));
+  if (filter == kMinP) return keep_min_p(chain.min_p);
+  keep_unlikely(xtc_goal(chain, sum_above(0)));
+}
+
+// The temperature after other filters; at 0 the best alone is left.
+void Sampler::rescale(const Chain& chain) {
+  const bool fixed = chain.dynatemp_range == 0.0;
+  const double temperature = fixed ? chain.temperature : dynamic(chain, moments(), count_);
+  const int64_t first = best();
+  if (temperature != 0.0) return scale(z_[first], temperature);
+  ids_[0] = ids_[first], z_[0] = 0.0, count_ = 1, weighed_ = false;
+}
 
 template <class Keep>
 void Sampler::keep(Keep&& keep) {
@@ -236,73 +252,75 @@ void Sampler::keep_top_k(int64_t k) {
   keep([&](int64_t i) { return z_[i] > least || (z_[i] == least && i <= last); });
 }
 
-// By falling weight, then rising id, until their sum reaches the goal: a histogram finds the bucket
-// where it does, and only that is sorted.
-void Sampler::keep_heaviest(uint64_t goal) {
-  sums_.assign(kBuckets, 0);
+// By rising key, then rising id, until the weights reach the goal: sums of buckets of keys find the
+// one where they do, and only that is sorted. A weight of 0 is passed over.
+template <class Key, class Bucket>
+void Sampler::keep_first(uint64_t goal, int64_t buckets, Key key, Bucket bucket) {
+  sums_.assign(buckets, 0);
   for (int64_t i = 0; i < count_; ++i)
-    if (weights_[i]) sums_[bucket(weights_[i])] += weights_[i];
-  int64_t met = kBuckets;
+    if (weights_[i]) sums_[bucket(key(i))] += weights_[i];
+  int64_t met = -1;
   uint64_t reached = 0;
-  while (reached < goal) reached += sums_[--met];
+  while (reached < goal) reached += sums_[++met];
   reached -= sums_[met];
   order_.clear();
   for (int64_t i = 0; i < count_; ++i)
-    if (weights_[i] && bucket(weights_[i]) == met) order_.push_back(static_cast<int32_t>(i));
-  std::sort(order_.begin(), order_.end(), Falling{weights_.data()});
+    if (weights_[i] && bucket(key(i)) == met) order_.push_back(static_cast<int32_t>(i));
+  std::sort(order_.begin(), order_.end(),
+            [&](int32_t a, int32_t b) { return key(a) < key(b) || (key(a) == key(b) && a < b); });
   auto next = order_.begin();
   while (reached < goal) reached += weights_[*next++];
   const int64_t last = *--next;
-  const uint64_t least = weights_[last];
-  keep([&](int64_t i) { return weights_[i] > least || (weights_[i] == least && i <= last); });
+  const auto most = key(last);
+  keep([&](int64_t i) { return weights_[i] && (key(i) < most || (key(i) == most && i <= last)); });
 }
 
-// The best's weight is one, whatever was left out.
+// By falling weight.
+void Sampler::keep_heaviest(uint64_t goal) {
+  keep_first(
+      goal, kBuckets, [&](int64_t i) { return kOne - weights_[i]; },
+      [](uint64_t lighter) { return kBuckets - 1 - bucket(kOne - lighter); });
+}
+
+// By rising distance of -z from its mean.
+void Sampler::keep_typical(double share, Moments sums) {
+  const double mean = mean_of(sums);
+  for (int64_t i = 0; i < count_; ++i) far_[i] = std::fabs(z_[i] + mean);
+  keep_first(
+      share_of(share, sums.total), kFarBuckets, [&](int64_t i) { return far_[i]; }, far_bucket);
+}
+
 void Sampler::keep_min_p(double share) {
-  const uint64_t least = share_of(share, kOne);
+  const uint64_t most = *std::max_element(weights_.begin(), weights_.begin() + count_);
+  const uint64_t least = share_of(share, most);
   keep([&](int64_t i) { return weights_[i] >= least; });
 }
 
-// Sum of the weights of candidates above `least`.
-uint64_t Sampler::sum_above(uint64_t least) const {
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < count_; ++i) sum += weights_[i] > least ? weights_[i] : 0;
-  return sum;
+// Of those that reach the goal the least likely stays alone, the last of equals.
+int64_t Sampler::likely_to_stay(uint64_t goal) const {
+  int64_t last = -1;
+  for (int64_t i = 0; i < count_; ++i)
+    if (weights_[i] >= goal && (last < 0 || weights_[i] <= weights_[last])) last = i;
+  return last;
 }
 
-// Sum of the weights of all ids.
-uint64_t Sampler::sum_all(Row row, double top, double temperature) const {
-  double values[kRun];
-  uint64_t sum = 0;
-  for (int64_t run = 0; run < std::ssize(maxima_); ++run) {
-    if (!((maxima_[run] - top) / temperature > -kWeighs)) continue;
-    std::fill(std::begin(values) + load(row, run, values), std::end(values), -kInfinity);
-    sum += scan_.total_scaled(values, kRun, top, temperature);
-  }
-  return sum;
+void Sampler::keep_unlikely(uint64_t goal) {
+  const int64_t last = likely_to_stay(goal);
+  keep([&](int64_t i) { return weights_[i] < goal || i == last; });
 }
 
-// Candidates for top-p alone, and its goal. Usually those above the lowest sixteenth of the
-// maxima reach it, a few ids in a hundred; otherwise all must be looked at.
-uint64_t Sampler::collect_top_p(Row row, double top, const Filters& f) {
-  const uint64_t goal = share_of(f.top_p, sum_all(row, top, f.temperature));
-  const double least = kth_maximum(std::max<int64_t>(1, std::ssize(maxima_) * 15 / 16));
-  if (least > -kInfinity) {
-    collect(row, least);
-    scale(top, f.temperature);
-    scan_.weigh(z_.data(), count_, weights_.data());
-    if (sum_above(weight((least - top) / f.temperature)) >= goal) return goal;
-  }
-  collect(row, find_least(top, f));
-  scale(top, f.temperature);
-  scan_.weigh(z_.data(), count_, weights_.data());
-  return goal;
-}
-
-// z and weights of all candidates are there.
-void Sampler::filter(const Filters& f, uint64_t goal) {
-  if (f.top_p < 1.0) keep_heaviest(goal);
-  if (f.min_p > 0.0) keep_min_p(f.min_p);
+// XTC alone: what it takes away is hidden in the row, and the others are never collected.
+void Sampler::hide_likely(const Chain& chain, double temperature) {
+  const double top = scores_.top();
+  const uint64_t goal = xtc_goal(chain, scores_.total(temperature));
+  const double least = (static_cast<double>(goal) - 0.5) / static_cast<double>(kOne);  // rounds up
+  const double depth = 1e-6 - log(least);
+  collect(std::max(top - depth * temperature, std::numeric_limits<double>::lowest()));
+  scale(top, temperature);
+  weigh();
+  const int64_t last = likely_to_stay(goal);
+  for (int64_t i = 0; i < count_; ++i)
+    if (weights_[i] >= goal && i != last) scores_.hide(ids_[i]);
 }
 
 // ---- the id ------------------------------------------------------------------------------------
@@ -338,59 +356,41 @@ int64_t Sampler::win(Key key) const {
   return race.winner;
 }
 
-// Among all ids: a run whose best logit and greatest noise do not suffice together is passed over.
-int64_t Sampler::win_all(Row row, double top, double temperature, Key key) const {
+// Among all ids: a run whose best value and greatest noise do not suffice together is passed over.
+int64_t Sampler::win_all(double top, double temperature, Key key) const {
   Race race{scan_, key};
+  const double least = (scores_.top() - top) / temperature - kReach;
   double values[kRun];
   const auto enter = [&](int64_t run) {
-    const double best = (maxima_[run] - top) / temperature;
-    if (!(best > -kReach) || best + race.turn_to(run) < race.highest) return;
-    const int64_t count = load(row, run, values);
+    const double best = (scores_.maximum(run) - top) / temperature;
+    if (!(best > least) || best + race.turn_to(run) < race.highest) return;
+    const int64_t count = scores_.load(run, values);
     for (int64_t i = 0; i < count; ++i) race.enter(run * kRun + i, (values[i] - top) / temperature);
   };
-  enter(std::find(maxima_.begin(), maxima_.end(), top) - maxima_.begin());
-  for (int64_t run = 0; run < std::ssize(maxima_); ++run) enter(run);
+  enter(scores_.best() / kRun);
+  for (int64_t run = 0; run < scores_.runs(); ++run) enter(run);
   return race.winner;
 }
 
-int64_t Sampler::pick(Row row, std::vector<Replaced> replaced, std::vector<int64_t>* allowed,
-                      const Filters& f, Key key) {
-  check(row, f);
+int64_t Sampler::pick(Row row, Chain& chain, const Past& past, const Hidden& hidden, Key key) {
   const FloatMode mode;
-  replaced_ = ordered(std::move(replaced), row.size);
-  const double top = allowed ? collect_allowed(row, *allowed) : find_maxima(row);
-  if (!(top > -kInfinity)) return -1;
-  require(top < kInfinity, "a logit is infinite");
-  const bool weighed = f.top_p < 1.0 || f.min_p > 0.0;
-  if (!allowed) {
-    if (f.temperature > 0 && !weighed && f.top_k == 0) return win_all(row, top, f.temperature, key);
-    if (f.temperature > 0 && f.top_p < 1.0 && f.top_k == 0) {
-      filter(f, collect_top_p(row, top, f));
-      return win(key);
-    }
-    collect(row, find_least(top, f));
+  scores_.set(row, chain, past, hidden);
+  if (!(scores_.top() > -kInfinity)) return -1;
+  require(scores_.top() < kInfinity, "a logit is infinite");
+  choose_filters(chain, key);
+  Next next = filters_.begin();
+  double temperature = 1.0;
+  if (*next == kTemperature) temperature = first_temperature(chain), ++next;
+  if (temperature == 0.0) return scores_.best();
+  const double top = scores_.top();
+  if (next == filters_.end()) return win_all(top, temperature, key);
+  if (*next == kXtc && next + 1 == filters_.end()) {
+    hide_likely(chain, temperature);
+    return win_all(top, temperature, key);
   }
-  if (f.temperature == 0) return ids_[best()];
-  scale(top, f.temperature);
-  keep_top_k(f.top_k);
-  if (weighed) {
-    scan_.weigh(z_.data(), count_, weights_.data());
-    filter(f, share_of(f.top_p, sum_above(0)));
-  }
+  gather(chain, next, temperature);
+  for (; next != filters_.end(); ++next) apply(*next, chain);
   return win(key);
-}
-
-double log_sum(const Scan& scan, const float* x, int64_t n) {
-  require(n > 0 && n <= kMostIds, "a row has no logits or more than 2^23");
-  const FloatMode mode;
-  double top = -kInfinity, maxima[kRun];
-  for (int64_t i = 0; i < n; i += kRun * kRun) {
-    const int64_t count = std::min(n - i, kRun * kRun);
-    scan.maxima(x + i, count, maxima);
-    top = std::max(top, *std::max_element(maxima, maxima + (count + kRun - 1) / kRun));
-  }
-  const uint64_t total = scan.total(x, n, top);
-  return top + log(static_cast<double>(total) / static_cast<double>(kOne));
 }
 
 }  // namespace seriatim

@@ -59,9 +59,36 @@ SERIATIM_INLINE Doubles all(double x) { return x - Doubles{}; }
 
 // ---- maxima ------------------------------------------------------------------------------------
 
-// Of each run of kRun values; NaN is passed over.
-void maxima(const float* x, int64_t n, double* out) {
+using Ints = int32_t __attribute__((vector_size(kLanes * 8)));
+
+SERIATIM_INLINE float greatest_lane(Floats x) {
+  Four part[kLanes / 2];  // lanes one by one would be slow
+  __builtin_memcpy(part, &x, sizeof part);
+  for (int j = 1; j < kLanes / 2; ++j) part[0] = part[j] > part[0] ? part[j] : part[0];
+  const Four f = part[0];
+  const float a = f[0] > f[1] ? f[0] : f[1], b = f[2] > f[3] ? f[2] : f[3];
+  return a > b ? a : b;
+}
+
+// Of the vectors of a run; of NaN and b, the greater is b.
+template <class Vector>
+SERIATIM_INLINE float run_maximum(Vector vector) {
   constexpr int kVectors = kRun / (2 * kLanes), kBest = 4;
+  Floats best[kBest];
+  for (int j = 0; j < kBest; ++j) best[j] = Floats{} - INFINITY;
+  for (int j = 0; j < kVectors; ++j) best[j % kBest] = greater(vector(j), best[j % kBest]);
+  for (int j = 1; j < kBest; ++j) best[0] = greater(best[j], best[0]);
+  return greatest_lane(best[0]);
+}
+
+SERIATIM_INLINE Ints lane_bits() {
+  Ints bits{};
+  for (int lane = 0; lane < 2 * kLanes; ++lane) bits[lane] = 1 << lane;
+  return bits;
+}
+
+// Of each run of kRun values, those that are visible; NaN is passed over.
+void maxima(const float* x, int64_t n, const uint64_t* with, const uint64_t* without, double* out) {
   for (int64_t i = 0; i < n; i += kRun) {
     const float* values = x + i;
     float rest[kRun];
@@ -69,18 +96,24 @@ void maxima(const float* x, int64_t n, double* out) {
       for (int64_t j = 0; j < kRun; ++j) rest[j] = i + j < n ? x[i + j] : -INFINITY;
       values = rest;
     }
-    Floats best[kBest];
-    for (int j = 0; j < kBest; ++j) best[j] = Floats{} - INFINITY;
-    for (int j = 0; j < kVectors; ++j)  // of NaN and b, the greater is b
-      best[j % kBest] = greater(unaligned<Floats>(values + j * 2 * kLanes), best[j % kBest]);
-    for (int j = 1; j < kBest; ++j) best[0] = greater(best[j], best[0]);
-    Four part[kLanes / 2];  // lanes one by one would be slow
-    __builtin_memcpy(part, best, sizeof part);
-    for (int j = 1; j < kLanes / 2; ++j) part[0] = part[j] > part[0] ? part[j] : part[0];
-    const Four f = part[0];
-    const float a = f[0] > f[1] ? f[0] : f[1], b = f[2] > f[3] ? f[2] : f[3];
-    *out++ = a > b ? a : b;
+    const uint64_t visible = (with ? with[i / kRun] : ~0ull) & ~(without ? without[i / kRun] : 0);
+    const auto plain = [=](int j) { return unaligned<Floats>(values + j * 2 * kLanes); };
+    const auto some = [=](int j) {
+      const Ints bits = Ints{} + static_cast<int32_t>(visible >> j * 2 * kLanes);
+      return (bits & lane_bits()) != 0 ? plain(j) : Floats{} - INFINITY;
+    };
+    *out++ = !visible ? -INFINITY : ~visible ? run_maximum(some) : run_maximum(plain);
   }
+}
+
+void widen(const float* x, int64_t n, double* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Doubles wide = __builtin_convertvector(unaligned<Halves>(x + i), Doubles);
+    const Doubles number = wide == wide ? wide : all(-INFINITY);
+    __builtin_memcpy(out + i, &number, sizeof number);
+  }
+  for (; i < n; ++i) out[i] = x[i] == x[i] ? x[i] : -INFINITY;
 }
 
 // ---- weights -----------------------------------------------------------------------------------
@@ -144,6 +177,32 @@ uint64_t total_scaled(const double* x, int64_t n, double top, double temperature
       [=](int64_t i) { return (x[i] - top) / temperature; });
 }
 
+// round(w * -z), w a weight of z.
+SERIATIM_INLINE uint64_t loss(uint64_t w, double z) {
+  if (w == 0) return 0;  // z may be infinite
+  return __builtin_bit_cast(uint64_t, static_cast<double>(w) * -z + kInteger) - kIntegerBits;
+}
+
+void moments(const double* x, int64_t n, double top, double temperature, Moments& sums) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Longs doubt{};
+    Doubles z = (unaligned<Doubles>(x + i) - top) / temperature;
+    z = z < all(-40.0) ? all(-40.0) : z;
+    Unsigned w = rough_weights(z, doubt);
+    if (any_negative(doubt))
+      for (int lane = 0; lane < kLanes; ++lane) w[lane] = weight((x[i + lane] - top) / temperature);
+    const Doubles exact = (Doubles)(w + kIntegerBits) - kInteger;
+    const Unsigned lost = (Unsigned)(exact * -z + kInteger) - kIntegerBits;
+    for (int lane = 0; lane < kLanes; ++lane) sums.total += w[lane], sums.lost += lost[lane];
+  }
+  for (; i < n; ++i) {
+    const double z = (x[i] - top) / temperature;
+    const uint64_t w = weight(z);
+    sums.total += w, sums.lost += loss(w, z);
+  }
+}
+
 void weigh(const double* z, int64_t n, uint64_t* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -175,7 +234,7 @@ uint64_t noise(int64_t run, Key key, uint64_t* words) {
     Unsigned w[kPair], x[kPair], y[kPair], z[kPair];
     for (int p = 0; p < kPair; ++p) {
       w[p] = lane_numbers() + (run * kGroups + i + p * kLanes);
-      x[p] = Unsigned{} + key.position, y[p] = Unsigned{} + key.sample, z[p] = Unsigned{};
+      x[p] = Unsigned{} + key.position, y[p] = Unsigned{} + key.sample, z[p] = Unsigned{} + key.use;
     }
     auto low = static_cast<uint32_t>(key.seed), high = static_cast<uint32_t>(key.seed >> 32);
     for (int round = 0; round < 10; ++round) {
@@ -203,7 +262,7 @@ uint64_t noise(int64_t run, Key key, uint64_t* words) {
 }  // namespace
 }  // namespace seriatim
 
-#define SERIATIM_SCAN(symbol, name)                                      \
-  namespace seriatim {                                                   \
-  const Scan symbol = {name, maxima, total, total_scaled, weigh, noise}; \
+#define SERIATIM_SCAN(symbol, name)                                                      \
+  namespace seriatim {                                                                   \
+  const Scan symbol = {name, maxima, widen, total, total_scaled, moments, weigh, noise}; \
   }

@@ -53,7 +53,7 @@ OPTIONS: list[tuple[str, list[Any], list[str]]] = [
     ("presence_penalty", [NAN, INF, 1e7, "x", None], ["number in"]),
     ("frequency_penalty", [NAN, -INF, 1e7, "x", None], ["number in"]),
     ("ignore_end", [1, 0, "yes", None], ["True or False"]),
-    ("prompt_logprobs", [1, 0, "yes", None], ["True or False"]),
+    ("prompt_logprobs", [-1, 21, 1.5, "yes", None], ["0 to 20"]),
     ("logprobs", [-1, 21, 1.5, "a", None], ["0 to 20"]),
     ("processors", [5, [5], None, [len, "x"], "ab"], ["list of functions"]),
     ("priority", [1.5, 2**40, "x", None], ["whole number"]),
@@ -69,7 +69,12 @@ CALLS: list[tuple[str, Call, list[str]]] = [
         ["max_token", "mean max_tokens?"],
     ),
     ("another", lambda m: m.generate("ab", temprature=1), ["temprature", "mean temperature?"]),
-    ("an option of later", lambda m: m.generate("ab", regex="a*"), ["unknown", "regex", "top_p"]),
+    (
+        "an option of later",
+        lambda m: m.generate("ab", mirostat=2),
+        ["unknown", "mirostat", "nearest of"],
+    ),
+    ("no constraint", lambda m: m.generate("ab", regex="a*("), ["regex", "unclosed group"]),
     (
         "more ends than room",
         lambda m: m.generate("ab", min_tokens=4, max_tokens=3),

@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from seriatim.engine.cache import Block, BlockPool
+from seriatim.engine import cache
+from seriatim.engine.cache import Block, BlockPool, common
 from seriatim.errors import ResourceError
 from seriatim.kernels.ops import BLOCK
 
@@ -59,7 +60,12 @@ class Sequence:
     tenant: str
     ids: list[int]
     chain: list[Block] = field(default_factory=list)
-    full: int = 0  # blocks that were published
+    computed: int = 0
+
+    @property
+    def last(self) -> int:
+        """The block that is not full."""
+        return self.computed // BLOCK
 
 
 letters = st.lists(st.integers(0, 2), min_size=1, max_size=5)
@@ -84,23 +90,41 @@ class Pool(RuleBasedStateMachine):
         assert self.grown < blocks <= 9
         self.grown = blocks
 
-    def spelt(self, s: Sequence, blocks: int) -> tuple:
-        return (s.tenant, *s.ids[: blocks * BLOCK])
+    def spelt(self, s: Sequence, computed: int) -> tuple:
+        return (s.tenant, *s.ids[:computed])
 
-    @rule(spelt=letters, tenant=tenants)
-    def begin(self, spelt, tenant):
-        s = Sequence(tenant, text(*spelt))
-        s.chain = self.pool.match(s.ids, tenant, len(spelt))
-        s.full = len(s.chain)
+    def holds(self, block: Block, s: Sequence, computed: int) -> bool:
+        """Whether it was written by a sequence that began with the same ids."""
+        return self.content[block.index][: computed + 1] == self.spelt(s, computed)
+
+    @rule(spelt=letters, cut=st.integers(0, BLOCK - 1), tenant=tenants)
+    def begin(self, spelt, cut, tenant):
+        s = Sequence(tenant, text(*spelt)[: len(spelt) * BLOCK - cut])
+        s.chain = self.pool.match(s.ids, tenant, len(s.ids) // BLOCK)
+        s.computed = BLOCK * len(s.chain)
         for i, block in enumerate(s.chain):
-            assert self.content[block.index] == self.spelt(s, i + 1), "another's block was matched"
+            assert self.holds(block, s, (i + 1) * BLOCK), "another's block was matched"
+        self.copy_part(s)
         self.sequences.append(s)
+
+    def copy_part(self, s: Sequence) -> None:
+        parent = s.chain[-1] if s.chain else None
+        source, shared = self.pool.nearest(parent, s.tenant, s.ids[s.computed :])
+        if source is None:
+            return
+        assert self.holds(source, s, s.computed + shared), "positions that differ were offered"
+        block = self.pool.take_beside(source)
+        if block is not None:
+            assert block.index != source.index
+            self.content[block.index] = self.content[source.index]
+            s.chain.append(block)
+            s.computed += shared
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def reserve(self, data):
         s = data.draw(st.sampled_from(self.sequences))
-        if len(s.chain) * BLOCK == len(s.ids):
+        if len(s.chain) * BLOCK >= len(s.ids):
             return
         expected = self.pool.available > 0
         block = self.pool.take()
@@ -111,23 +135,49 @@ class Pool(RuleBasedStateMachine):
             s.chain.append(block)
 
     @precondition(lambda self: self.sequences)
-    @rule(data=st.data())
-    def compute(self, data):
+    @rule(data=st.data(), count=st.integers(1, BLOCK), show=st.booleans())
+    def compute(self, data, count, show):
+        """A step, which ends where a block does at the latest; a part may be published."""
         s = data.draw(st.sampled_from(self.sequences))
-        if s.full == len(s.chain):
+        i = s.last
+        end = min(s.computed + count, (i + 1) * BLOCK, len(s.ids))
+        if i == len(s.chain) or end == s.computed:
             return
-        i, s.full = s.full, s.full + 1
-        self.content[s.chain[i].index] = self.spelt(s, i + 1)
-        ids, parent = s.ids[i * BLOCK : (i + 1) * BLOCK], s.chain[i - 1] if i else None
+        s.computed = end
+        self.content[s.chain[i].index] = self.spelt(s, end)
+        if end % BLOCK == 0 or show:
+            self.publish(s, i)
+
+    def publish(self, s: Sequence, i: int) -> None:
+        ids, parent = s.ids[i * BLOCK : s.computed][:BLOCK], s.chain[i - 1] if i else None
         s.chain[i] = self.pool.publish(s.chain[i], parent, s.tenant, ids)
-        assert self.content[s.chain[i].index] == self.spelt(s, i + 1)
+        assert self.holds(s.chain[i], s, i * BLOCK + len(ids))
+        chain = self.pool.match(s.ids, s.tenant, i)
+        assert chain == s.chain[:i]
+        found, shared = self.pool.nearest(parent, s.tenant, ids)
+        assert shared == len(ids), "what was published is not found"
+        assert self.holds(found, s, i * BLOCK + len(ids))
+        self.pool.release(chain)
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def finish(self, data):
         s = data.draw(st.sampled_from(self.sequences))
+        if s.computed % BLOCK:
+            self.publish(s, s.last)
         self.sequences = [other for other in self.sequences if other is not s]
         self.pool.release(s.chain)
+
+    @rule(spelt=letters, tenant=tenants)
+    def ask_why(self, spelt, tenant):
+        ids = text(*spelt)
+        chain = self.pool.match(ids, tenant, len(spelt))
+        parent, start = chain[-1] if chain else None, BLOCK * len(chain)
+        _, shared = self.pool.nearest(parent, tenant, ids[start:])
+        if start + shared < len(ids):
+            reason = self.pool.missed(parent, tenant, ids[start:], start + shared)
+            assert reason == "never seen" or reason.split("token ")[1].split()[0].isdigit()
+        self.pool.release(chain)
 
     @rule()
     def forget(self):
@@ -231,6 +281,176 @@ def test_of_two_equal_blocks_the_first_stays_and_the_other_is_free_again():
     assert pool.available == 3
 
 
+# ---- parts of blocks ---------------------------------------------------------------------------
+
+
+def keep(pool: BlockPool, ids: list[int], tenant: str = "") -> list[Block]:
+    """A sequence that was computed and has ended, its last block not full."""
+    full = len(ids) // BLOCK
+    chain = pool.match(ids, tenant, full)
+    for start in range(BLOCK * len(chain), len(ids), BLOCK):
+        block = pool.take()
+        assert block is not None
+        parent = chain[-1] if chain else None
+        chain.append(pool.publish(block, parent, tenant, ids[start : start + BLOCK]))
+    pool.release(chain)
+    return chain
+
+
+def found(pool: BlockPool, ids: list[int], tenant: str = "") -> int:
+    """How many leading ids could be had."""
+    chain = pool.match(ids, tenant, len(ids) // BLOCK)
+    start = BLOCK * len(chain)
+    _, shared = pool.nearest(chain[-1] if chain else None, tenant, ids[start:])
+    pool.release(chain)
+    return start + shared
+
+
+def agree(a: list[int], b: list[int]) -> int:
+    """`common`, one id at a time."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+@pytest.mark.parametrize("kept", [1, 5, 63, 64, 65, 100, 128])
+@pytest.mark.parametrize("same", [0, 1, 4, 62, 64, 99])
+def test_as_many_positions_are_found_as_agree(kept, same):
+    pool, _ = pool_of(10)
+    sequence = list(range(kept))
+    keep(pool, sequence)
+    assert found(pool, [*sequence[:same], *[-1] * (128 - same)]) == min(kept, same)
+    assert found(pool, [*sequence, 7]) == kept
+
+
+def test_of_many_sequences_the_one_that_agrees_longest_is_found():
+    pool, _ = pool_of(200)
+    many = [[i % 7, i % 5, i % 3, i, i] for i in range(100)]
+    for ids in many:
+        keep(pool, ids)
+    for ids in ([3, 3, 0, 1], [3, 3, 0, 3], [6, 4, 2, 104], [9], [0, 0, 0, 0, 0, 0]):
+        assert found(pool, ids) == max(agree(ids, some) for some in many)
+
+
+def test_a_longer_sequence_takes_the_place_of_the_shorter_it_extends():
+    pool, _ = pool_of(10)
+    keep(pool, [1, 2, 3])
+    keep(pool, [1, 2])
+    assert len(pool._kept) == 1, "what is held already is not held twice"
+    keep(pool, [1, 2, 3, 4, 5])
+    assert len(pool._kept) == 1
+    keep(pool, [1, 2, 9])
+    assert len(pool._kept) == 2
+    keep(pool, [1, 2, 3, 4, 5, *range(59)])
+    assert len(pool._kept) == 2, "a full block extends what is not full"
+    pool.check()
+
+
+def test_a_block_that_is_still_filled_may_be_found_by_what_it_holds():
+    pool, holder = pool_of(10)
+    block = pool.take()
+    holder.chains = [[block]]
+    pool.publish(block, None, "", [1, 2, 3])
+    pool.check()
+    assert pool.nearest(None, "", [1, 2, 9]) == (block, 2)
+    keep(pool, [1, 2, 3, 4])
+    pool.check()
+    assert pool.nearest(None, "", [1, 2, 3, 4, 5])[1] == 4
+    assert pool.publish(block, None, "", [1, 2, 3]) is block, "it is held, found or not"
+    pool.publish(block, None, "", [1, 2, 3, 9, 9])
+    assert pool.nearest(None, "", [1, 2, 3, 9, 9]) == (block, 5)
+    pool.release([block])
+    holder.chains = []
+    pool.check()
+    assert pool.available == 10
+
+
+def test_a_block_is_not_taken_to_be_copied_onto_itself():
+    pool, _ = pool_of(1)
+    keep(pool, [1, 2, 3])
+    source, _ = pool.nearest(None, "", [1, 2])
+    assert pool.take_beside(source) is None
+    pool.check()
+    assert pool.take() is not None
+
+
+def test_parts_are_evicted_with_the_rest_oldest_first():
+    pool, _ = pool_of(2)
+    keep(pool, [1, 2])
+    keep(pool, [3, 4])
+    keep(pool, [5, 6])
+    assert [found(pool, ids) for ids in ([1, 2], [3, 4], [5, 6])] == [0, 2, 2]
+
+
+# ---- why not more ------------------------------------------------------------------------------
+
+
+def why(pool: BlockPool, ids: list[int], tenant: str = "") -> str:
+    chain = pool.match(ids, tenant, len(ids) // BLOCK)
+    start, parent = BLOCK * len(chain), chain[-1] if chain else None
+    _, shared = pool.nearest(parent, tenant, ids[start:])
+    pool.release(chain)
+    return pool.missed(parent, tenant, ids[start:], start + shared)
+
+
+def test_the_first_id_that_differs_is_named():
+    pool, _ = pool_of(10)
+    keep(pool, text(1, 2, 3))
+    for at in (1, 63, 64, 65, 127, 128, 191):
+        ids = text(1, 2, 3)
+        ids[at] = 9
+        assert why(pool, ids) == f"different at token {at}"
+    assert why(pool, [9, *text(1)]) == "never seen"
+
+
+def test_what_goes_on_where_all_that_is_kept_ends_was_never_seen():
+    pool, _ = pool_of(10)
+    keep(pool, text(1)[:40])
+    keep(pool, text(2, 3))
+    assert why(pool, text(1)) == "never seen from token 40 on"
+    assert why(pool, text(2, 3, 4)) == "never seen from token 128 on"
+    assert why(pool, text(4)) == "never seen"
+
+
+@pytest.mark.parametrize("others, at", [(1, 128), (2, 64), (3, 0)])
+def test_what_was_evicted_is_remembered(others, at):
+    pool, _ = pool_of(3)
+    keep(pool, [*text(1, 2), 7, 7])
+    for other in range(others):
+        keep(pool, [5 + other])
+    assert why(pool, [*text(1, 2), 7, 8]) == f"evicted from token {at} on"
+    assert why(pool, text(3)) == "never seen"
+
+
+def test_what_is_computed_again_was_not_evicted_but_what_followed_it_was():
+    pool, _ = pool_of(2)
+    keep(pool, text(1, 2))
+    keep(pool, text(5, 6))
+    keep(pool, text(1))
+    assert why(pool, text(1, 2)) == "evicted from token 64 on"
+    assert why(pool, text(1, 3)) == "never seen from token 64 on"
+    pool.check()
+
+
+def test_what_was_evicted_is_remembered_for_a_while_only(monkeypatch):
+    monkeypatch.setattr(cache, "REMEMBERED", 5)
+    pool, _ = pool_of(1)
+    for letter in range(1, 9):
+        keep(pool, text(letter))
+    reasons = [why(pool, text(letter)) for letter in range(1, 8)]
+    assert reasons == ["never seen"] * 2 + ["evicted from token 0 on"] * 5
+    assert len(pool._gone) == 5
+    assert sum(len(runs) for runs in pool._gone_runs._runs.values()) == 5
+
+
+def test_no_reason_tells_of_another_tenant():
+    pool, _ = pool_of(2)
+    keep(pool, text(1, 2), "other")
+    assert why(pool, text(1, 3)) == "never seen"
+    keep(pool, text(4), "other")
+    assert why(pool, text(1, 2)) == "never seen"
+    assert why(pool, text(1, 2), "other") == "evicted from token 64 on"
+
+
 # ---- eviction and growth -----------------------------------------------------------------------
 
 
@@ -299,7 +519,7 @@ def test_a_pool_without_memory_for_its_first_block_says_so():
 # ---- check -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["lost", "doubled", "unheld", "orphan"])
+@pytest.mark.parametrize("fault", ["lost", "doubled", "unheld", "orphan", "parentless"])
 def test_check_finds_a_fault(fault):
     pool, holder = pool_of(6)
     chain = compute(pool, holder, text(1, 2))
@@ -311,6 +531,8 @@ def test_check_finds_a_fault(fault):
         pool._free.append(chain[0].index)
     elif fault == "unheld":
         holder.chains.pop()
+    elif fault == "parentless":
+        pool._unname(chain[0])
     else:
         pool._known.clear()
     with pytest.raises(AssertionError):
@@ -324,3 +546,11 @@ def test_a_holder_that_is_gone_is_not_asked():
     del holder, chain
     gc.collect()
     pool.check()
+
+
+@pytest.mark.parametrize("same", [0, 1, 2, 63, 64, 150, 200])
+def test_common_is_how_many_agree(same):
+    ids = list(range(200))
+    other = [*ids[:same], *[-1] * (200 - same)]
+    assert common(ids, other) == agree(ids, other) == same
+    assert common(ids, other[:100], min(same, 3)) == min(same, 100)

@@ -32,7 +32,17 @@ def test_the_example_runs(example, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "thing",
-    [seriatim.load, train, seriatim.Engine, seriatim.Model.generate, seriatim.Model.score],
+    [
+        seriatim.load,
+        train,
+        seriatim.Engine,
+        seriatim.Model.generate,
+        seriatim.Model.score,
+        seriatim.Model.beam,
+        seriatim.Model.best_of,
+        seriatim.Model.vote,
+        seriatim.Model.mbr,
+    ],
     ids=lambda thing: thing.__qualname__,
 )
 def test_a_public_name_is_documented_with_an_example(thing):

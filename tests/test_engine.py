@@ -466,15 +466,20 @@ class Tight:
         self.pool = BlockPool(blocks, lambda n: self.runtime.resize(max(n, self.runtime.blocks)))
 
 
-def test_a_request_that_can_never_fit_fails_instead_of_waiting_for_ever():
+@pytest.mark.parametrize("length, generate", [(128, True), (129, True), (129, False)])
+def test_a_request_that_can_never_fit_is_refused_at_the_door_with_the_numbers(length, generate):
+    engine = Engine(Tight(small.load("llama3"), 2))
+    with pytest.raises(ResourceError, match=r"needs 3 cache blocks .* the cache holds 2"):
+        engine.add([5] * length, generate=generate)
+    assert not engine.busy
+
+
+def test_a_request_that_outgrows_the_cache_fails_instead_of_waiting_for_ever():
     engine = Engine(Tight(small.load("llama3"), 2))
     fits = engine.add([5] * 100, max_tokens=3)
-    never = engine.add([5] * 129, max_tokens=3)
     late = engine.add([6] * 120, max_tokens=100, ignore_end=True)
-    run(engine, fits, never, late)
+    run(engine, fits, late)
     assert fits.error is None
-    assert isinstance(never.error, ResourceError)
-    assert "3 cache blocks" in str(never.error)
     assert isinstance(late.error, ResourceError), "it outgrew what there is"
     assert late.generated == 2 * BLOCK - 120 + 1
     assert engine.pool.available == 2
@@ -548,13 +553,14 @@ def test_a_full_hit_computes_the_last_id_again(engine):
     run(engine, request)
     again = engine.add([5] * 128, max_tokens=1)
     run(engine, again)
-    assert again.usage.cached == 64
+    assert again.usage.cached == 127
+    assert again.usage.missed == ""
 
 
 def test_usage_accounts_for_every_id(model):
     model.pool.forget()
     prompt = [9] * 150
-    for cached in (0, 128):
+    for cached in (0, 149):
         usage = model.generate(prompt, max_tokens=5, ignore_end=True).usage
         assert (usage.prompt, usage.cached, usage.generated) == (150, cached, 5)
         assert (usage.drafted, usage.accepted) == (0, 0)
@@ -644,7 +650,7 @@ def test_a_number_of_samples_that_cannot_be_honoured_is_refused(model, n):
         model.generate("p", n=n, max_tokens=1)
 
 
-@pytest.mark.parametrize("how", [dict(n=2), dict(maxtokens=3), dict(prompt_logprobs=1)])
+@pytest.mark.parametrize("how", [dict(n=2), dict(maxtokens=3), dict(prompt_logprobs=21)])
 def test_a_stream_refuses_what_it_cannot_honour_before_its_first_piece(model, how):
     with pytest.raises(RequestError, match=next(iter(how))):
         model.stream("p", **how)

@@ -39,6 +39,9 @@ SAMPLINGS = {
     "nucleus": dict(temperature=0.7, top_p=0.9),
     "five": dict(temperature=2.0, top_k=5, ignore_end=True),
     "penalties": dict(min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.5, min_tokens=3),
+    "dry": dict(dry_multiplier=2.0, dry_allowed_length=1, typical_p=0.9),
+    "xtc": dict(xtc_probability=0.5, xtc_threshold=0.01, dynatemp_range=0.9, min_p=0.001),
+    "last": dict(temperature=2.0, top_p=0.8, filters=["top_p", "temperature"], seed=3),
     "biased": dict(seed=2**64 - 1, logit_bias={4: 2.0}, banned_ids=[3]),
 }
 
@@ -343,27 +346,31 @@ def test_thirty_two_together_are_thirty_two_alone():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prefix_found_in_the_cache_changes_nothing(kind):
-    """Two find two blocks each; two a whole prompt, of which they compute the last id again."""
+    """Each finds all that its prompt shares with an earlier one, whole blocks or not."""
     lengths = [150, 150, 199, 128]
     asks = [Ask(length=n, last=5 + i, arrives=9 * i) for i, n in enumerate(lengths)]
     asks.append(replace(asks[-1], arrives=40, sample=1))
     check_company(kind, asks, Setting())
     model = loaded(kind)
     requests, _ = together(Served(model), asks, Setting())
-    assert [r.usage.cached for r in requests] == [0, 128, 128, 64, 64]
+    assert [r.usage.cached for r in requests] == [0, 149, 149, 127, 127]
 
 
 def test_equal_prompts_that_run_together_share_their_blocks_from_then_on():
     engine = Engine(Served(loaded("llama3")), budget=ROOMY)
     same = [add(engine, Ask(length=130, sample=i, most=70, sampling="five")) for i in range(4)]
     engine.step()
+    assert [r.computed for r in same] == [130, 0, 0, 0], "the others wait for the first"
+    engine.step()
+    assert [r.computed for r in same] == [131, 130, 130, 130]
+    assert [r.usage.cached for r in same] == [0, 129, 129, 129]
     assert len({block.index for r in same for block in r.blocks}) == 2 + 4
     engine.check()
     while not same[2].done:
         engine.step()
     follow = engine.add([*same[2].ids, 9], max_tokens=1)
     engine.step()
-    assert follow.usage.cached == 192, "what one of them went on to say is found as well"
+    assert follow.usage.cached == 199, "what one of them went on to say is found as well"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seriatim.engine.sampler import draw
-from seriatim.engine.sampler_reference import REACH, filtered, noise
+from seriatim.engine.sampler_reference import REACH, noise, survivors
 from seriatim.engine.sampling import Sampling
 from seriatim.kernels.mathematics import exp, log, philox
 
@@ -136,7 +136,7 @@ def test_samples_are_distributed_as_the_filtered_softmax(how, varies):
         facts |= dict(ids=range(i)) if varies == "position" else {varies: i}
         counts[draw(LOGITS, how, prompt=0, top=None, **facts).id] += 1
     z = (LOGITS.astype(float) - LOGITS.max()) / how.temperature
-    kept = filtered(z, how)
+    kept = survivors(LOGITS.astype(float), how)[0]
     share = np.exp(z[kept]) / np.exp(z[kept]).sum()
     assert counts.sum() == counts[kept].sum() == draws
     assert chi_square(counts[kept], share * draws) < CRITICAL[len(kept) - 1]

@@ -61,6 +61,12 @@ class Plan:
     def matrix(self, data: np.ndarray, kind: str, rows: int, columns: int) -> int: ...
     def resize(self, blocks: int) -> None: ...
     def copy(self, source: int, target: int) -> None: ...
+    def read(self, block: int, positions: int) -> np.ndarray:
+        """The first positions' bytes of a cache block, zeros for the others: uint8 [bytes]."""
+
+    def write(self, block: int, bytes: np.ndarray) -> None:
+        """What `read` gave becomes a block's contents."""
+
     def poison(self, block: int) -> None:
         """Fill a cache block with NaN."""
 
@@ -96,6 +102,38 @@ class Plan:
     def bytes(self) -> int:
         """Memory of buffers, scratch and cache."""
 
+class Chain:
+    """`engine.sampling.Sampling`, checked: a `ValueError` says what is out of range.
+
+    Args:
+        dry: multiplier, base, allowed length, range.
+        biased: ids whose logits `biases` are added to.
+        allowed: the only ids that may come; None: all.
+        temperature: itself, dynatemp_range, dynatemp_exponent.
+        shares: typical_p, top_p, min_p.
+        xtc: probability, threshold.
+        order: places in `sampling.FILTERS`; what is left out is off.
+    """
+
+    def __init__(
+        self,
+        *,
+        repetition: float,
+        presence: float,
+        frequency: float,
+        dry: tuple[float, float, int, int],
+        breakers: Sequence[int],
+        biased: Sequence[int],
+        biases: Sequence[float],
+        allowed: Sequence[int] | None,
+        banned: Sequence[int],
+        temperature: tuple[float, float, float],
+        top_k: int,
+        shares: tuple[float, float, float],
+        xtc: tuple[float, float],
+        order: Sequence[int],
+    ) -> None: ...
+
 class Sampler:
     """What `engine/sampler_reference.py` defines; every refusal is a `ValueError`.
 
@@ -109,24 +147,23 @@ class Sampler:
     def pick(
         self,
         logits: np.ndarray,
+        chain: Chain,
         ids: Sequence[int],
-        values: Sequence[float],
-        allowed: Sequence[int] | None,
-        *,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
+        prompt: int,
         seed: int,
-        position: int,
         sample: int,
+        forbidden: Sequence[int],
+        masks: Sequence[np.ndarray],
     ) -> int:
         """The id drawn, or -1 if none is left.
 
         Args:
-            logits: float32 or float64 [V], C-contiguous, read in place.
-            ids: whose logits are `values` instead (-inf: hidden).
-            allowed: the only ids that may come; None: all.
+            logits: float32 [V], C-contiguous, read in place; or float64 [V], to which penalties
+                and biases have been applied.
+            chain: how it is drawn.
+            ids: all before it, the first `prompt` of them given.
+            forbidden: ids that cannot come here.
+            masks: uint32 words of bits; all must allow an id.
         """
 
     def likeliest(self, logits: np.ndarray, count: int) -> list[int]:

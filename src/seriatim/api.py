@@ -5,13 +5,16 @@ that generates nothing, the whole answer is the end of the stream.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from math import log
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seriatim import requesting
+from seriatim import beaming, prefixes, requesting, selecting
 from seriatim.codecs import Codec
+from seriatim.constraining import Constraints
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import token_ids, whole
@@ -21,8 +24,9 @@ from seriatim.models.checkpoint import Checkpoint
 from seriatim.requesting import Prompt, codec_of, content, finish, open_stream, prompt_ids, several
 from seriatim.results import Score, Stream
 from seriatim.scoring import Logprobs, Window, standard_error, windows
+from seriatim.speculating import Drafting
 
-MOST_SAMPLES = 128
+MOST_SAMPLES = requesting.MOST_SAMPLES
 
 
 class Model:
@@ -39,11 +43,13 @@ class Model:
         *,
         blocks: int,
         weight_bytes: int,
+        precision: str,
         facts: str,
         load: Callable[..., "Model"],
     ) -> None:
         self.checkpoint, self.codec, self.runtime = source, codec, run
         self.load = load  # this model or another, as this one was loaded but for what is given
+        self.precision = precision  # the types of its weights, as loaded
         self.weight_bytes = weight_bytes  # as loaded: precision may differ from what is stored
         self.pool = BlockPool(blocks, run.resize)
         self.vocab_size = source.spec.vocab_size
@@ -51,7 +57,9 @@ class Model:
         self.ends = tuple(sorted({*source.ends, *(codec.ends if codec else ())}))
         own = () if source.start is None else (source.start,)
         self.start = (codec.start if codec else ()) or own  # what an empty prompt becomes
+        self.constraints = Constraints(codec, self.vocab_size, self.ends)
         self.facts = facts
+        self.drafting = Drafting(load)
         self.engine = Engine(self)  # every call of this model shares it
 
     def __repr__(self) -> str:
@@ -74,11 +82,19 @@ class Model:
             n: how many samples, in `.samples`; the sample index is part of the noise.
             stop: strings that end the text; `output` ends before the one that is met.
             options: max_tokens (default: until the context is full), min_tokens, temperature
-                (default 1.0; 0 is greedy), top_k, top_p, min_p, repetition_penalty,
-                presence_penalty, frequency_penalty, logit_bias, allowed_ids, banned_ids, seed
-                (default: drawn, and returned), ignore_end, logprobs (True, or how many
-                alternatives, at most 20), prompt_logprobs, forced_ids, processors, priority,
-                tenant.
+                (default 1.0; 0 is greedy), dynatemp_range, dynatemp_exponent, top_k, typical_p,
+                top_p, min_p, xtc_probability, xtc_threshold, filters (their order),
+                repetition_penalty, presence_penalty, frequency_penalty, dry_multiplier, dry_base,
+                dry_allowed_length, dry_range, dry_breakers (ids or text), logit_bias, allowed_ids,
+                banned_ids, processors, seed (default: drawn, and returned), ignore_end, loop_limit
+                (ends once the last ids repeat so often), loop_length, logprobs (True, or how many
+                alternatives, at most 20), prompt_logprobs (likewise), forced_ids, priority,
+                tenant (docs/sampling.md); one of regex, choices, json_schema and grammar, which
+                the text must match whole (docs/constraints.md); speculate ("ngram" or "suffix":
+                guesses from the request's own ids), draft_text (with "suffix": a text to guess
+                from too), draft (a model of the same vocabulary that guesses: a name, path or
+                model), draft_tokens (guesses in a step; default: as many as pay). Guesses change
+                the speed, never an id.
 
         Raises:
             RequestError: anything that cannot be honoured whole, before any work.
@@ -112,6 +128,9 @@ class Model:
                 fix="use generate",
             )
         return open_stream(self, self.prompt_ids(prompt), stop, options)
+
+    beam = beaming.beam
+    best_of, vote, mbr = selecting.best_of, selecting.vote, selecting.mbr
 
     def score(self, raw: Prompt, *, given: Prompt = None) -> Score:
         """Log-likelihood of an object or of ids, the same numbers as the training loss.
@@ -176,6 +195,50 @@ class Model:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """What `generate` conditions on: the prompt's ids and what the model puts in front."""
         return prompt_ids(self, prompt)
+
+    def save_prefix(self, prompt: Prompt, path: str | Path) -> int:
+        """Write a prompt's keys and values to a file, whole or not at all.
+
+        Args:
+            prompt: as for `generate`.
+            path: the file, replaced if it is there.
+
+        Returns:
+            how many ids it holds.
+
+        Raises:
+            RequestError, ResourceError: the prompt cannot be computed.
+            FileError: the file cannot be written.
+
+        Example:
+            >>> import seriatim
+            >>> model = seriatim.load("tales", threads=1)
+            >>> saved = model.save_prefix("Once upon a time there was", "once.safetensors")
+            >>> model.load_prefix("once.safetensors") == saved
+            True
+        """
+        return prefixes.save(self, self.cache_key, self.prompt_ids(prompt), path)
+
+    def load_prefix(self, path: str | Path, *, tenant: str = "") -> int:
+        """Keep a saved prompt in the cache, as if it had just been computed.
+
+        Args:
+            path: what `save_prefix` wrote, with this model as it is loaded here.
+            tenant: whose requests may find it.
+
+        Returns:
+            how many ids it holds.
+
+        Raises:
+            FileError: damaged, or made with another model, codec, precision, backend or kv type.
+            ResourceError: the cache has too few blocks that are not in use.
+        """
+        return prefixes.load(self, self.cache_key, path, tenant)
+
+    @cached_property
+    def cache_key(self) -> dict[str, str]:
+        """What its keys and values depend on beside the ids; the first use reads every weight."""
+        return prefixes.key(self)
 
     # ---------------------------------------------------------------- scoring
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Signature, signature
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -42,11 +43,24 @@ def _requesting(
     min_tokens: int = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
+    typical_p: float = 1.0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    xtc_probability: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
+    xtc_threshold: float = 0.1,
+    dynatemp_range: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
+    dynatemp_exponent: float = 1.0,
+    filters: Annotated[
+        str | None, typer.Option(help="In order, such as min_p,temperature.")
+    ] = None,
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
+    dry_multiplier: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
+    dry_base: float = 1.75,
+    dry_allowed_length: int = 2,
+    dry_range: Annotated[int, typer.Option(help="How many last ids; 0 is all.")] = 0,
+    dry_breakers: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
     logit_bias: Annotated[
         list[str] | None, typer.Option(help="ID=NUMBER; may be repeated.")
     ] = None,
@@ -54,7 +68,33 @@ def _requesting(
     banned_ids: Annotated[str | None, typer.Option(help="Not these.")] = None,
     seed: Annotated[int | None, typer.Option(show_default="drawn; --json says it")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    speculate: Annotated[
+        str | None, typer.Option(help="ngram or suffix: guesses from what was said; same ids.")
+    ] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="A model of the same vocabulary that guesses; same ids.")
+    ] = None,
+    draft_text: Annotated[
+        Path | None, typer.Option(help="With --speculate suffix: a file to guess from too.")
+    ] = None,
+    draft_tokens: Annotated[
+        int | None, typer.Option(help="Guesses in a step.", show_default="as many as pay")
+    ] = None,
     ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on past end ids.")] = False,
+    loop_limit: Annotated[
+        int, typer.Option(help="Ends once the last ids repeat so often; 0 is off.")
+    ] = 0,
+    loop_length: Annotated[int, typer.Option(help="The most ids of what repeats.")] = 64,
+    regex: Annotated[str | None, typer.Option(help="What the text must match whole.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="What the text may be; may be repeated.")
+    ] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(help="Of the text: JSON that begins with {, or its file.")
+    ] = None,
+    grammar: Annotated[
+        str | None, typer.Option(help="Of the text: rules such as start: ..., or their file.")
+    ] = None,
 ) -> None:
     """The options of a request, for the commands that generate."""
 
@@ -84,14 +124,32 @@ def _given(group: str, source: Callable[..., None], command: Callable[..., None]
 
 
 def request_options(asked: dict[str, Any]) -> dict[str, Any]:
-    """Options of a request as they were typed, as `Model.generate` takes them."""
-    options = {name: value for name, value in asked.items() if value is not None}
+    """Options of a request as they were typed, as `Model.generate` takes them; no defaults."""
+    untyped = {p.name: p.default for p in signature(_requesting).parameters.values()}
+    options = {name: value for name, value in asked.items() if value != untyped[name]}
     for name in ("allowed_ids", "banned_ids"):
         if name in options:
             options[name] = parse_ids(f"--{name.replace('_', '-')}", options[name])
     if "logit_bias" in options:
         options["logit_bias"] = dict(map(parse_bias, options["logit_bias"]))
+    if "filters" in options:
+        options["filters"] = options["filters"].replace(",", " ").split()
+    if "dry_breakers" in options:
+        breakers = options["dry_breakers"]
+        options["dry_breakers"] = [typed("--dry-breakers", text) for text in breakers]
+    options |= _constraints(options)
+    if "choice" in options:
+        options["choices"] = [typed("--choice", text) for text in options.pop("choice")]
     return options | {"stop": [typed("--stop", text) for text in asked["stop"] or ()]}
+
+
+def _constraints(asked: dict[str, Any]) -> dict[str, str]:
+    """What text must be: as typed, or the file of what does not look like it."""
+    from seriatim.codecs._files import read_text
+
+    looks = {"regex": "", "json_schema": "{", "grammar": ":"}
+    texts = {n: typed(f"--{n.replace('_', '-')}", asked[n]) for n in looks if n in asked}
+    return {n: t if looks[n] in t else read_text(Path(t)) for n, t in texts.items()}
 
 
 def parse_ids(name: str, text: str) -> list[int]:

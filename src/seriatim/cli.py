@@ -59,6 +59,10 @@ def generate(
     prompt_file: Annotated[Path | None, typer.Option(help="A file of the codec's kind.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="Ids, such as 1,5,9.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 1,
+    beams: Annotated[
+        int | None, typer.Option(help="Search with so many beams: the n best.")
+    ] = None,
+    best_of: Annotated[int | None, typer.Option(help="Draw so many: the n likeliest.")] = None,
     logprobs: Annotated[
         int | None, typer.Option(help="With --json: how many alternatives, 0 to 20.")
     ] = None,
@@ -74,22 +78,24 @@ def generate(
     start = _prompt(prompt, prompt_file, prompt_ids)
     if (logprobs is not None or prompt_logprobs) and not as_json:
         raise RequestError("log-probabilities are shown in JSON only", fix="add --json")
-    options: dict[str, Any] = request_options(asked) | {"prompt_logprobs": prompt_logprobs}
+    options: dict[str, Any] = request_options(asked)
+    options |= {"prompt_logprobs": True} if prompt_logprobs else {}
     options |= {} if logprobs is None else {"logprobs": logprobs}
     if out is not None:
         check_out(out)
     loaded = _load(model, loading)
-    if n == 1 and not as_json and out is None and loaded.codec is not None:
+    drawn = beams is None and best_of is None
+    if drawn and n == 1 and not as_json and out is None and loaded.codec is not None:
         _stream(loaded, start, options, say=model is None)
         return
     with spinner("generating"):
-        results = loaded.generate(start, n=n, **options).samples
+        results = _answers(loaded, start, n, beams, best_of, options)
     _say(loaded, model is None)
-    for index, result in enumerate(results):
+    for index, (result, more) in enumerate(results):
         if out is not None:
             _save(loaded, result, out if n == 1 else out.with_stem(f"{out.stem}-{index}"))
         if as_json:
-            write(json.dumps(_as_dict(index, result)) + "\n")
+            write(json.dumps(_as_dict(index, result) | more) + "\n")
         elif out is None:
             write(_text(loaded, result) + "\n")
 
@@ -293,6 +299,28 @@ def _prompt(text: str | None, path: Path | None, ids: str | None) -> Any:
     return path if text is None else typed("PROMPT", text)
 
 
+def _answers(
+    model: "Model",
+    prompt: Any,
+    n: int,
+    beams: int | None,
+    best_of: int | None,
+    options: dict[str, Any],
+) -> "list[tuple[Result, dict[str, Any]]]":
+    """`n` results, and what JSON says of each besides."""
+    if beams is not None and best_of is not None:
+        raise RequestError("--beams and --best-of are given", expected="one of them")
+    if beams is not None:
+        choice = model.beam(prompt, beams=beams, n=n, **options)
+    elif best_of is not None:
+        if not 1 <= n <= max(best_of, 1):  # best_of itself is checked below
+            raise RequestError(f"--n is {n}", expected=f"1 to {best_of}, as many as are drawn")
+        choice = model.best_of(prompt, n=best_of, **options)
+    else:
+        return [(result, {}) for result in model.generate(prompt, n=n, **options).samples]
+    return [(c.result, {"sample": c.sample, "score": c.score}) for c in choice.candidates[:n]]
+
+
 def _read(model: "Model", path: Path) -> Any:
     if model.codec is None:
         raise RequestError("the model has no codec to read files with", fix="give it a tokenizer")
@@ -333,7 +361,7 @@ def _as_dict(index: int, result: "Result") -> dict[str, Any]:
     """The fields of `Result` that are JSON; `output` as `text`."""
     hidden = {"output", "samples"}
     facts = {name: value for name, value in vars(result).items() if name not in hidden}
-    return {"sample": index, **facts, "usage": asdict(result.usage)}
+    return {"sample": index, **facts, "usage": asdict(result.usage) | {"gain": result.usage.gain}}
 
 
 def _print_score(name: str, score: "Score", as_json: bool) -> None:

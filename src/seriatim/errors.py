@@ -55,7 +55,7 @@ class ResourceError(SeriatimError, MemoryError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known name as a hint, or the list of all of them.
+    """The nearest known name as a hint; or all of them, the ten nearest of more than thirty.
 
     Example:
         >>> did_you_mean("max_token", ["max_tokens", "seed"])
@@ -63,7 +63,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     known = sorted(known)
     near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]}?"
+    if len(known) <= 30:
+        return f"known: {', '.join(known)}"
+    return f"nearest of {len(known)}: {', '.join(get_close_matches(name, known, 10, cutoff=0.0))}"
 
 
 def shown(value: object) -> str:

@@ -96,6 +96,7 @@ def load(
         run,
         blocks=blocks,
         weight_bytes=size,
+        precision=", ".join(counts(values)),
         facts=facts,
         load=partial(_again, name, asked),
     )

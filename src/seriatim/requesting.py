@@ -1,20 +1,27 @@
 """From a prompt and options to requests of an engine, and to their results. Used by `api.py`."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from seriatim import constraining
+from seriatim.breakers import breaking_ids
 from seriatim.codecs import Codec, Watch
+from seriatim.constraining import Constraints
 from seriatim.engine.engine import Engine
-from seriatim.engine.options import NAMES, token_ids
+from seriatim.engine.options import NAMES, logprobs, token_ids
 from seriatim.engine.request import Request
 from seriatim.errors import RequestError, SeriatimError, did_you_mean, shown
 from seriatim.results import Result, Stream, with_samples
 from seriatim.scoring import Logprobs
+from seriatim.speculating import Drafting
 
-MOST_STOPS, LONGEST_STOP = 16, 256
+MOST_SAMPLES, MOST_STOPS, LONGEST_STOP = 128, 16, 256
+# What may be asked of a request.
+KNOWN = NAMES | constraining.NAMES | {"n", "stop", "prompt_logprobs"}
 
 Prompt = Any  # the codec's object, a pathlib.Path to a file of it, a list of ids, or None
 
@@ -30,6 +37,10 @@ class Asked(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def start(self) -> tuple[int, ...]: ...
+    @property
+    def drafting(self) -> Drafting: ...
+    @property
+    def constraints(self) -> Constraints: ...
 
 
 # ---- prompts -----------------------------------------------------------------------------------
@@ -131,13 +142,16 @@ def open_stream(
     model: Asked, ids: list[int], stop: Any, options: Mapping[str, Any], sample: int = 0
 ) -> Stream:
     """One request, queued."""
-    named = _named(options)
-    watch, stops = None, _stops(stop, model.codec)
+    named = model.drafting.resolved(model, _named(model, options), partial(content, model))
+    watch, stops = None, stop_strings(stop, model.codec)
     if model.codec is not None:
         minimum = named.get("min_tokens", 0)
         watch = Watch(model.codec.stream(after=ids), stops, minimum=minimum)
-    scores = Logprobs(ids) if named.pop("prompt_logprobs", False) is True else None
-    request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, **named)
+    top = logprobs("prompt_logprobs", named.pop("prompt_logprobs", False))
+    scores = None if top is None else Logprobs(ids, top=top)
+    guides = model.constraints.guides(ids, named)
+    named = {name: value for name, value in named.items() if name not in constraining.NAMES}
+    request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, guides=guides, **named)
     return Stream(model.engine, request, model.codec, watch, scores)
 
 
@@ -159,18 +173,19 @@ def finish(engine: Engine, requests: Sequence[Request]) -> None:
             raise request.error
 
 
-def _named(options: Mapping[str, Any]) -> dict[str, Any]:
-    known = NAMES | {"n", "stop", "prompt_logprobs"}
+def _named(model: Asked, options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
-        if name not in known:
-            raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, known))
-    asked = options.get("prompt_logprobs", False)
-    if not isinstance(asked, bool):
-        raise RequestError(f"prompt_logprobs is {shown(asked)}", expected="True or False")
-    return dict(options)
+        if name not in KNOWN:
+            raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, KNOWN))
+    named = dict(options)
+    if "dry_breakers" in named:
+        given = named["dry_breakers"]
+        named["dry_breakers"] = breaking_ids(given, model.codec, model.vocab_size)
+    return named
 
 
-def _stops(stop: Any, codec: Codec | None) -> list[str]:
+def stop_strings(stop: Any, codec: Codec | None) -> list[str]:
+    """The strings that end a text, checked."""
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
         raise RequestError(f"stop is {shown(stop)}", expected="strings that are not empty")

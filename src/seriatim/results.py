@@ -20,10 +20,12 @@ class Result:
         output: the codec's object for `ids`, up to a stop string; None without a codec.
         text: `output` as text, U+FFFD where bytes form no character.
         finish_reason: "stop", "length" or, of a closed stream, "abort"; `stop` is the end id or
-            stop string met, "max_tokens", "context" or "abort".
+            stop string met, "complete" (nothing may follow by a constraint), "loop",
+            "max_tokens", "context" or "abort".
         logprobs: of each id, under the model itself; None unless asked for. `stop_logprob` is the
             end id's; `top_logprobs` the likeliest (id, logprob) at each place.
         prompt_logprobs: of each prompt id but the first (None); None unless asked for.
+            `prompt_top_logprobs` the likeliest (id, logprob) at each of these places.
         usage: counts and milliseconds by phase.
         samples: all `n` results; the first says what this one says.
         reencodes: whether encoding `output` gives `ids` again.
@@ -41,6 +43,7 @@ class Result:
     stop_logprob: float | None = None
     top_logprobs: list[list[tuple[int, float]]] | None = None
     prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[list[tuple[int, float]] | None] | None = None
     samples: list["Result"] = field(default_factory=list, repr=False)
     reencodes: bool | None = None
 
@@ -159,6 +162,7 @@ class Stream:
             stop_logprob=r.ending.logprob if r.ending else None,
             top_logprobs=[list(d.top) for d in r.draws] if asked else None,
             prompt_logprobs=None if self._scores is None else self._scores.listed(),
+            prompt_top_logprobs=None if self._scores is None else self._scores.likeliest(),
             reencodes=None if codec is None else not codec.differs(ids),
         )
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seriatim.codecs import Codec
-from seriatim.engine.sampler import log_sum
+from seriatim.engine.sampler import likeliest, log_sum
 from seriatim.errors import RequestError
 
 RUN = 128  # consecutive ids are one draw for the standard error: neighbours resemble each other
@@ -63,11 +63,13 @@ class Logprobs:
     Args:
         ids: the sequence.
         first: the first one whose log-probability is wanted, at least 1.
+        top: how many of the likeliest ids to keep at each place.
     """
 
-    def __init__(self, ids: Sequence[int], first: int = 1) -> None:
-        self.ids, self.first = list(ids), first
+    def __init__(self, ids: Sequence[int], first: int = 1, top: int = 0) -> None:
+        self.ids, self.first, self.top = list(ids), first, top
         self.values = np.zeros(len(ids))
+        self._likeliest: list[tuple[tuple[int, float], ...]] = [()] * len(ids)
 
     def __call__(self, position: int, logits: np.ndarray) -> None:
         """Takes logits [R, V]; row i predicts the id at position + 1 + i."""
@@ -75,12 +77,20 @@ class Logprobs:
         start = position + 1 + skip
         following = self.ids[start : position + 1 + len(logits)]
         rows = logits[skip : skip + len(following)]
-        chosen = rows[np.arange(len(rows)), following].astype(np.float64)
-        self.values[start : start + len(rows)] = chosen - log_sum(rows)
+        if not len(rows):
+            return
+        chosen, sums = rows[np.arange(len(rows)), following].astype(np.float64), log_sum(rows)
+        self.values[start : start + len(rows)] = chosen - sums
+        for place, (row, total) in enumerate(zip(rows, sums.tolist(), strict=True), start):
+            self._likeliest[place] = likeliest(row, self.top, total)
 
     def listed(self) -> list[float | None]:
         """One for each id; None where nothing stands before it."""
         return [None, *self.values[1:].tolist()]
+
+    def likeliest(self) -> list[list[tuple[int, float]] | None]:
+        """The likeliest (id, log-probability) at the place of each id, in the same manner."""
+        return [None, *map(list, self._likeliest[1:])]
 
 
 def standard_error(ids: Sequence[int], logprobs: np.ndarray, codec: Codec) -> float | None:

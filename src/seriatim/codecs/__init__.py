@@ -9,16 +9,17 @@ them. Nothing here knows a model: the engine sees ids and never a codec.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from seriatim import registry
 from seriatim.codecs._files import read_json
 from seriatim.codecs._watch import Watch
 from seriatim.errors import FileError, SeriatimError
 
-__all__ = ["Codec", "Pieces", "Records", "Stream", "Watch", "load"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Codec", "Divisible", "Lawful", "Records", "Spelt", "Stream", "Watch", "load"]
 
 PACKAGE = "seriatim.codecs"
 VERSION = 1  # of codec.json
@@ -114,7 +115,7 @@ class Codec(Protocol):
 
 
 @runtime_checkable
-class Pieces(Protocol):
+class Divisible(Protocol):
     """What a codec of text or bytes may add, so that data of any length can be encoded."""
 
     def cut(self, data: bytes, /) -> int:
@@ -124,7 +125,7 @@ class Pieces(Protocol):
         """
         ...
 
-    def encode_many(self, pieces: Sequence[bytes], /) -> list[np.ndarray]:
+    def encode_many(self, pieces: Sequence[bytes], /) -> list["np.ndarray"]:
         """`encode` of each piece (of UTF-8, where the codec is one of text) as an array."""
         ...
 
@@ -135,6 +136,35 @@ class Records(Protocol):
 
     def records(self, path: Path, /) -> Iterator[tuple[str, Any | SeriatimError]]:
         """Each object with its place in the file ("line 12"), or why there is none."""
+        ...
+
+
+@runtime_checkable
+class Spelt(Codec, Protocol):
+    """A codec of text: each id stands for bytes, so that what they spell can be constrained."""
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of every id, in order; b"" for special ids and ids without a piece."""
+        ...
+
+    def lead(self, after: Sequence[int], /) -> bytes:
+        """What a text that follows the ids `after` loses once, if it begins with it."""
+        ...
+
+
+@runtime_checkable
+class Lawful(Codec, Protocol):
+    """A codec that knows which ids may come next: every request of its models keeps to it.
+
+    Where a constraint is asked for as well, both hold.
+    """
+
+    def legal(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> "np.ndarray":
+        """uint32 words: bit i % 32 of word i // 32 says whether id i may follow `after` and `ids`.
+
+        A pure function of both. An end id is allowed where an object is whole, and whatever the
+        codec itself would encode is allowed. Ids beyond the words are not.
+        """
         ...
 
 

@@ -58,6 +58,14 @@ class ByteCodec:
         """The bytes as text, incrementally."""
         return Utf8Stream(_piece)
 
+    def pieces(self) -> list[bytes]:
+        """A byte for each id, and none for the end."""
+        return [*map(_piece, range(self.size))]
+
+    def lead(self, after: Sequence[int], /) -> bytes:
+        """Nothing is dropped."""
+        return b""
+
     def units(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> int:
         """How many bytes."""
         return len(self.decode(ids))

@@ -127,7 +127,15 @@ class TextCodec:
 
     def stream(self, *, after: Sequence[int] = ()) -> Utf8Stream:
         """Incremental decoding."""
-        return Utf8Stream(self._piece, self._lead(after))
+        return Utf8Stream(self._piece, self.lead(after))
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of every id; b"" for special ones."""
+        return [*map(self._piece, range(self.size))]
+
+    def lead(self, after: Sequence[int], /) -> bytes:
+        """The space that a whole text loses, and one that goes on from another keeps."""
+        return b"" if any(map(self._piece, after)) else self._rule.lead
 
     def units(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> int:
         """How many bytes of text."""
@@ -195,11 +203,8 @@ class TextCodec:
             piece = self._known[id] = b"" if token is None else self._rule.token(token)
         return piece
 
-    def _lead(self, after: Sequence[int]) -> bytes:
-        return b"" if any(map(self._piece, after)) else self._rule.lead
-
     def _bytes(self, ids: Sequence[int], after: Sequence[int]) -> bytes:
-        return b"".join(map(self._piece, ids)).removeprefix(self._lead(after))
+        return b"".join(map(self._piece, ids)).removeprefix(self.lead(after))
 
     def _refuse_reachable_specials(self) -> None:
         for text, id in self.specials.items():

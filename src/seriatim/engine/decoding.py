@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seriatim.engine.loops import looping
 from seriatim.engine.request import Request
 from seriatim.engine.sampler import draw
 from seriatim.engine.sampling import Draw
@@ -40,6 +41,7 @@ def commit(request: Request, drafts: Sequence[int], computed: Computed, bounds: 
         bounds: the model's.
     """
     first = len(computed.logits) - len(drafts) - 1
+    request.usage.steps += 1
     request.usage.drafted += len(drafts)
     for row, draft in zip_longest(range(first, len(computed.logits)), drafts):
         drawn = sample(request, computed.logits[row], int(computed.best[row]), bounds)
@@ -89,9 +91,13 @@ def accept(request: Request, drawn: Draw, bounds: Bounds) -> None:
         if met is not None:
             request.end(met)
             return
+    options = request.options
+    limit, longest = options.loop_limit, options.loop_length
     if any(guide.complete(request.answer) for guide in request.guides):
         request.end("complete")
-    elif request.generated == request.options.max_tokens:
+    elif limit and looping(request.ids, request.prompt, times=limit, longest=longest):
+        request.end("loop", "length")
+    elif request.generated == options.max_tokens:
         request.end("max_tokens", "length")
     elif len(request.ids) == bounds.context:
         request.end("context", "length")

@@ -17,6 +17,8 @@ import numpy as np
 
 from seriatim.engine.batch import pack
 from seriatim.engine.cache import BlockPool
+from seriatim.engine.controller import Controller
+from seriatim.engine.costs import Costs, Measured
 from seriatim.engine.decoding import Bounds, Computed, commit
 from seriatim.engine.options import parse, silent, token_ids, whole
 from seriatim.engine.request import Guide, Request, Rows, Speculator, Watch
@@ -55,6 +57,7 @@ class Engine:
         chunk: the most ids of one request in one step; default: `budget`.
         most: the most requests that run together; others wait.
         queue: the most requests that wait; default: any number.
+        costs: what steps take, by which guesses are weighed; default: measured when needed.
 
     Raises:
         RequestError: a limit that is not a whole number of at least 1.
@@ -77,6 +80,7 @@ class Engine:
         chunk: int | None = None,
         most: int = 256,
         queue: int | None = None,
+        costs: Costs | None = None,
     ) -> None:
         self.model, self.pool = model, model.pool
         self.queue = inf if queue is None else whole("queue", queue, 1)
@@ -85,6 +89,7 @@ class Engine:
         with self.pool.lock:
             self.scheduler = Scheduler(
                 self.pool,
+                copy=model.runtime.copy,
                 budget=budget,
                 chunk=chunk,
                 most=whole("most", most, 1),
@@ -92,6 +97,7 @@ class Engine:
             )
         finalize(self, self.scheduler.clear)
         self._bounds = Bounds(frozenset(model.ends), model.context)
+        self._controller = Controller(costs or Measured(model), self._bounds.ends)
         self._proposals = Proposals(
             self.scheduler, context=model.context, vocab_size=model.vocab_size
         )
@@ -123,20 +129,23 @@ class Engine:
             rows: called with (position, logits [R, V]) until it has seen every prompt position
                 from `rows_from` on; those before may come from the cache.
             guides: say at each place which ids may come.
-            speculator: guesses what follows, for several ids in one step; it changes no id.
+            speculator: guesses what follows, so that a step can give several ids; default: what
+                the options say.
             generate: False ends the request where the first id would be sampled.
             options: as for `Model.generate`.
 
         Raises:
             RequestError: an option or id that cannot be honoured, or a prompt that fills the
                 context.
-            ResourceError: the queue is full.
+            ResourceError: the queue is full, or the cache too small for the prompt and one more id.
         """
         prompt = token_ids("prompt", ids, self.model.vocab_size)
         parsed = parse(options, self.model.vocab_size)
         parsed = parsed if generate else silent(parsed)
+        if speculator is None and parsed.speculates and generate:
+            speculator = self._controller
         sample = whole("sample", sample, 0, 2**32 - 1)
-        self._refuse(prompt, room=int(generate))
+        self.refuse(prompt, room=int(generate))
         self._check_open()
         request = Request(
             next(self._numbers), list(prompt), parsed, sample, watch, rows,
@@ -254,7 +263,8 @@ class Engine:
         self.scheduler.remove(request)
         return [request]
 
-    def _refuse(self, prompt: tuple[int, ...], *, room: int) -> None:
+    def refuse(self, prompt: Sequence[int], *, room: int) -> None:
+        """Raise a RequestError unless a prompt and `room` more ids fit the context."""
         if not prompt:
             raise RequestError("the prompt is empty", expected="at least one id")
         most = self.model.context - room
@@ -263,6 +273,12 @@ class Engine:
                 f"the prompt has {len(prompt)} ids and the context is {self.model.context}",
                 expected=f"at most {most}",
                 fix="shorten the prompt, or load with a longer context if the model has one",
+            )
+        if (need := -(-(len(prompt) + room) // BLOCK)) > self.pool.limit:
+            raise ResourceError(
+                f"the request needs {need} cache blocks of {BLOCK} positions and the cache holds "
+                f"{self.pool.limit}",
+                fix="shorten the prompt, or raise cache_bytes",
             )
 
     def _compute(self) -> tuple[list[Work], list[Computed]]:

@@ -10,6 +10,7 @@ import numpy as np
 from seriatim.engine.cache import Block
 from seriatim.engine.options import Options
 from seriatim.engine.sampling import Draw
+from seriatim.kernels.ops import BLOCK
 
 Rows = Callable[[int, np.ndarray], None]  # (position of the first row, logits [R, V])
 
@@ -63,13 +64,20 @@ class Usage:
     prompt: int = 0
     cached: int = 0
     generated: int = 0
+    steps: int = 0  # in which they were generated
     drafted: int = 0
     accepted: int = 0
+    saved_ms: float = 0.0  # by guesses: estimated, from what a step without them takes
     missed: str = ""  # why not more of the prompt was cached
     undrafted: str = ""  # why its speculator was switched off
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+
+    @property
+    def gain(self) -> float:
+        """Ids per step: 1 without speculation."""
+        return self.generated / self.steps if self.steps else 1.0
 
 
 def _nobody() -> None:
@@ -88,7 +96,7 @@ class Request:
         guides: all of them must allow an id.
         speculator: guesses what follows; None: nothing does.
         stop: the end id or stop string met, "complete" (nothing can follow by a guide),
-            "max_tokens", "context" or "abort"; None while it runs.
+            "loop", "max_tokens", "context" or "abort"; None while it runs.
         reason: "stop", "length" or "abort": a stop string may read "context" too.
         error: why it failed, if it did.
     """
@@ -104,6 +112,7 @@ class Request:
     speculator: Speculator | None = None
     wake: Callable[[], object] = _nobody  # told after each step of a thread that moved it
     computed: int = 0
+    started: bool = False  # it has run once, whether or not it does now
     blocks: list[Block] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)  # what `watch` released, in order
@@ -126,6 +135,16 @@ class Request:
     def pending(self) -> int:
         """How many ids are not yet computed."""
         return len(self.ids) - self.computed
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it needs one more id computed, of which it has the block, and no more logits."""
+        count = self.computed
+        return (
+            len(self.ids) - count == 1
+            and count < BLOCK * len(self.blocks)
+            and (self.rows is None or count >= self.prompt)
+        )
 
     @property
     def generated(self) -> int:

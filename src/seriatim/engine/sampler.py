@@ -1,7 +1,7 @@
 """From logits to an id: a pure function of (logits, options, ids so far, position, sample).
 
 `sampler_reference.py` defines every result; here C++ (csrc/sampler.h) finds the same bits without
-looking at each id twice. Only ids that penalties, biases or masks touch pass through Python.
+looking at each id twice. Only where a processor acts do scores pass through Python.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from seriatim.engine import sampler_reference as reference
-from seriatim.engine.sampling import Draw, Sampling
-
-try:
-    from seriatim import _native
-except ImportError:  # not built: the definition computes
-    _native = None
+from seriatim.engine.sampling import Draw, Sampling, _native
 
 _SAMPLER = _native.Sampler() if _native else None
 
@@ -49,7 +44,7 @@ def draw(
         best: the first id with the largest logit, where it is known.
 
     Raises:
-        RequestError: no id is left.
+        RequestError: no id is left, or a processor raised.
         NumericError: a processor returned something that is not finite or -inf.
     """
     if _SAMPLER is None:
@@ -57,33 +52,37 @@ def draw(
             logits, how, ids=ids, prompt=prompt, seed=seed, sample=sample, forbidden=forbidden,
             masks=masks, forced=forced, top=top,
         )  # fmt: skip
-    how = reference.guided(how, masks, len(logits))
-    untouched = how.plain and how.allowed_ids is None and not (how.banned_ids or forbidden)
-    id = best if forced is None and how.temperature == 0 and untouched else forced
-    if id is None:
-        scores, replaced = (logits, {}) if how.plain else _scores(logits, how, ids, prompt)
-        if how.banned_ids or forbidden:
-            replaced |= dict.fromkeys((*how.banned_ids, *forbidden), -np.inf)
-        id = _SAMPLER.pick(
-            scores,
-            list(replaced),
-            list(replaced.values()),
-            how.allowed_ids,
-            temperature=how.temperature,
-            top_k=min(how.top_k, len(logits)),  # an int64 there
-            top_p=how.top_p,
-            min_p=how.min_p,
-            seed=seed,
-            position=len(ids),
-            sample=sample,
-        )
+    id = best if how.easy and not forbidden and not masks else None
+    if forced is not None:
+        id = forced
+    elif id is None:
+        x = logits
+        if how.processors:  # these see, and may change, every id
+            x = reference.processed(logits.astype(np.float64), how, ids, prompt)
+        id = _SAMPLER.pick(x, how.native, ids, prompt, seed, sample, forbidden, masks)
         if id < 0:
-            raise reference.nothing_left()
+            raise reference.nothing_left(how, forbidden, masks)
     if top is None:
         return Draw(id)
     normaliser = float(log_sum(logits[None])[0])
-    listed = ((i, float(logits[i]) - normaliser) for i in _SAMPLER.likeliest(logits, top))
-    return Draw(id, float(logits[id]) - normaliser, tuple(listed))
+    return Draw(id, float(logits[id]) - normaliser, likeliest(logits, top, normaliser))
+
+
+def likeliest(logits: np.ndarray, count: int, normaliser: float) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest ids of a row [V] and their log-probabilities; equals by rising id.
+
+    Args:
+        logits: float32.
+        count: how many.
+        normaliser: the row's `log_sum`.
+    """
+    if count == 0:
+        return ()
+    if _SAMPLER is None:
+        best = np.argsort(-logits.astype(np.float64), kind="stable")[:count].tolist()
+    else:
+        best = _SAMPLER.likeliest(logits, count)
+    return tuple((id, float(logits[id]) - normaliser) for id in best)
 
 
 def log_sum(logits: np.ndarray) -> np.ndarray:
@@ -95,19 +94,3 @@ def log_sum(logits: np.ndarray) -> np.ndarray:
     if _SAMPLER is None:
         return reference.log_sum(logits)
     return _SAMPLER.log_sum(np.ascontiguousarray(logits))
-
-
-def _scores(
-    logits: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int
-) -> tuple[np.ndarray, dict[int, float]]:
-    """A row of logits, and what stands for some of its ids: the definition, on those alone."""
-    if how.processors:  # these see, and may change, every id
-        return reference.processed(logits.astype(np.float64), how, ids, prompt), {}
-    first = 0 if how.repetition_penalty != 1.0 else prompt
-    past, biased = ids[first:], [id for id, _ in how.logit_bias]
-    touched, place = np.unique(np.array([*past, *biased], np.int64), return_inverse=True)
-    x = logits[touched].astype(np.float64)
-    x = reference.penalised(x, how, place[: len(past)], max(0, prompt - first))
-    for at, (_, bias) in zip(place[len(past) :], how.logit_bias, strict=True):
-        x[at] += bias
-    return logits, dict(zip(touched.tolist(), x.tolist(), strict=True))

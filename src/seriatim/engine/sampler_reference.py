@@ -7,19 +7,18 @@ id); the id with the highest scaled logit plus Gumbel noise wins, which samples 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
-from functools import reduce
 from math import ceil
 
 import numpy as np
 
-from seriatim.engine.sampling import Draw, Sampling
-from seriatim.errors import NumericError, RequestError
+from seriatim.engine.sampling import Draw, Processor, Sampling
+from seriatim.errors import NumericError, RequestError, SeriatimError
 from seriatim.kernels.mathematics import exp, log, philox
 
 ONE = 2.0**40  # the integer weight of the best id
 REACH = 26.2  # noise spans [-3.2, 23]: a score further below the best cannot win
+DRY_POWER = 88.0  # exp of it is the greatest power of DRY's base
 
 
 def draw(
@@ -38,8 +37,7 @@ def draw(
     """Sample the id at position `len(ids)`: arguments and errors of `sampler.draw`."""
     own = logits.astype(np.float64)
     if forced is None:
-        how = guided(how, masks, len(own))
-        scores = _masked(processed(own, how, ids, prompt), how, forbidden)
+        scores = _masked(processed(own, how, ids, prompt), how, forbidden, masks)
         id = _pick(scores, how, position=len(ids), seed=seed, sample=sample)
     else:
         id = forced
@@ -105,26 +103,48 @@ def processed(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> 
     """Float64 scores after penalties, biases and processors, in this order.
 
     Raises:
-        NumericError: a processor returned something that is not finite or -inf.
+        RequestError: a processor raised.
+        NumericError: it returned something that is not finite or -inf, or not one for each id.
     """
     x = penalised(x, how, ids, prompt)
+    for id, penalty in dry(ids, how).items():
+        x[id] -= penalty
     for id, bias in how.logit_bias:
         x[id] += bias
     for processor in how.processors:
-        shape = x.shape
-        x = np.array(processor(tuple(ids), x.astype(np.float32)), dtype=np.float64)
-        if x.shape != shape or np.isnan(x).any() or (x == np.inf).any():
-            raise NumericError(
-                f"the processor {getattr(processor, '__name__', processor)!r} returned a value "
-                "that is NaN or infinite, or an array of another shape",
-                expected="one number or -inf for each id",
-            )
+        x = _after(processor, ids, x)
     return x
 
 
-def penalised(
-    x: np.ndarray, how: Sampling, ids: Sequence[int] | np.ndarray, prompt: int
-) -> np.ndarray:
+def _after(processor: Processor, ids: Sequence[int], x: np.ndarray) -> np.ndarray:
+    name = getattr(processor, "__name__", processor)
+    try:
+        given = np.asarray(processor(tuple(ids), x.astype(np.float32)))
+    except SeriatimError:
+        raise
+    except Exception as error:
+        raise RequestError(
+            f"the processor {name!r} raised {type(error).__name__}: {error}"
+        ) from error
+    if fault := _fault(given, len(x)):
+        raise NumericError(
+            f"the processor {name!r} returned {fault}",
+            expected=f"{len(x)} numbers, each finite or -inf",
+        )
+    return given.astype(np.float64)  # its own copy
+
+
+def _fault(given: np.ndarray, size: int) -> str | None:
+    """What is wrong with a processor's result."""
+    if given.dtype.kind not in "fiu":
+        return f"values of type {given.dtype}"
+    if given.shape != (size,):
+        return f"an array of another shape, {list(given.shape)}"
+    wrong = np.count_nonzero(~(given < np.inf))
+    return f"{wrong} values that are NaN or infinite" if wrong else None
+
+
+def penalised(x: np.ndarray, how: Sampling, ids: Sequence[int], prompt: int) -> np.ndarray:
     """Repetition over all ids (CTRL, arXiv:1909.05858); presence and frequency over new ones."""
     x = x.copy()
     if how.repetition_penalty != 1.0 and len(ids):
@@ -137,42 +157,84 @@ def penalised(
     return x
 
 
-def _masked(x: np.ndarray, how: Sampling, forbidden: Sequence[int]) -> np.ndarray:
+def dry(ids: Sequence[int], how: Sampling) -> dict[int, float]:
+    """What is taken from ids that would continue a repetition of what stands at the end ("don't
+    repeat yourself"): multiplier * base^(length - allowed length).
+
+    The length is how many ids before an earlier occurrence of the id equal the last ones, counted
+    back to the last breaker at most; of several the longest. Breakers themselves go free.
+
+    Source: p-e-w, github.com/oobabooga/text-generation-webui/pull/5677; the limit of the power is
+    llama.cpp's: where float32 would overflow.
+    """
+    if not how.dry_multiplier:
+        return {}
+    past = np.asarray(ids[len(ids) - how.dry_range if 0 < how.dry_range < len(ids) else 0 :])
+    breaks = np.flatnonzero(np.isin(past, how.dry_breakers))
+    most = len(past) - 1 - breaks[-1] if len(breaks) else len(past)
+    ends, length, longest = np.arange(len(past)), 0, {}  # what stands before past[end] is compared
+    while True:
+        if length >= how.dry_allowed_length:
+            longest |= dict.fromkeys(past[ends].tolist(), length)
+        if length == most:
+            break
+        ends = ends[ends > length]
+        ends = ends[past[ends - 1 - length] == past[-1 - length]]
+        if not len(ends):
+            break
+        length += 1
+    steepness = float(log(np.array(how.dry_base)))
+    powers = {
+        id: min((n - how.dry_allowed_length) * steepness, DRY_POWER) for id, n in longest.items()
+    }
+    return {
+        id: how.dry_multiplier * float(exp(np.array(power)))
+        for id, power in powers.items()
+        if id not in how.dry_breakers
+    }
+
+
+def _masked(
+    x: np.ndarray, how: Sampling, forbidden: Sequence[int], masks: Sequence[np.ndarray]
+) -> np.ndarray:
+    """-inf for what cannot come: not allowed, banned, forbidden here or hidden by a mask."""
+    hidden = np.zeros(len(x), bool)
     if how.allowed_ids is not None:
-        hidden = np.ones(len(x), bool)
+        hidden[:] = True
         hidden[list(how.allowed_ids)] = False
-        x = np.where(hidden, -np.inf, x)
-    x[list(how.banned_ids) + list(forbidden)] = -np.inf
+    hidden[list(how.banned_ids) + list(forbidden)] = True
+    for words in masks:
+        bits = np.unpackbits(words.astype("<u4", copy=False).view(np.uint8), bitorder="little")
+        hidden |= bits[: len(x)] == 0
+    x = np.where(hidden, -np.inf, x)
     if x.max() == -np.inf:
-        raise nothing_left()
+        raise nothing_left(how, forbidden, masks)
     return x
 
 
-def guided(how: Sampling, masks: Sequence[np.ndarray], size: int) -> Sampling:
-    """The same sampling, of ids that every mask (uint32 words of bits) allows as well."""
-    if not masks:
-        return how
-    words = reduce(np.bitwise_and, masks).astype("<u4", copy=False)
-    allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")[:size])
-    if how.allowed_ids is not None:
-        allowed = np.intersect1d(allowed, how.allowed_ids)
-    return replace(how, allowed_ids=tuple(allowed.tolist()))
+def nothing_left(
+    how: Sampling, forbidden: Sequence[int], masks: Sequence[np.ndarray]
+) -> RequestError:
+    """What together leaves no id."""
+    reasons = {
+        "allowed_ids": how.allowed_ids is not None,
+        "banned_ids": how.banned_ids,
+        "processors": how.processors,
+        "min_tokens (no end id yet)": forbidden,
+        "the constraint": len(masks),
+    }
+    names = [name for name, holds in reasons.items() if holds] or ["the logits"]
+    return RequestError(f"{', '.join(names)} leave no id to choose", fix="allow at least one")
 
 
-def nothing_left() -> RequestError:
-    return RequestError(
-        "the allowed and banned ids leave no id to choose", fix="allow at least one"
-    )
+# ---- filters -----------------------------------------------------------------------------------
 
 
 def _pick(x: np.ndarray, how: Sampling, *, position: int, seed: int, sample: int) -> int:
-    if how.temperature == 0:
-        return int(x.argmax())  # the first of equals: the lowest id
-    with np.errstate(over="ignore"):  # a tiny temperature: -inf is right, and as good as greedy
-        z = (x - x.max()) / how.temperature
-    ids = filtered(z, how)
-    ids = ids[z[ids] > -REACH]
-    return _highest(z[ids], ids, _uniform(ids, position=position, seed=seed, sample=sample))
+    ids, z = survivors(x, how, position=position, seed=seed, sample=sample)
+    near = z > z.max() - REACH
+    ids, z = ids[near], z[near]
+    return _highest(z, ids, _uniform(ids, position=position, seed=seed, sample=sample))
 
 
 def _highest(z: np.ndarray, ids: np.ndarray, u: np.ndarray) -> int:
@@ -182,24 +244,111 @@ def _highest(z: np.ndarray, ids: np.ndarray, u: np.ndarray) -> int:
     return int(ids[near][(z[near] + _gumbel(u[near])).argmax()])
 
 
-def filtered(z: np.ndarray, how: Sampling) -> np.ndarray:
-    """Ids, ascending, that top-k, top-p and min-p leave; `z` is scaled, its maximum 0."""
-    ids = np.flatnonzero(z > -np.inf)
-    if 0 < how.top_k < len(ids):
-        ids = np.sort(_ranked(z, ids)[: how.top_k])
-    if how.top_p == 1.0 and how.min_p == 0.0:
-        return ids
-    weights = _weights(z[ids])
-    if how.top_p < 1.0:
-        order = np.lexsort((ids, -weights.astype(np.int64)))
-        reached = np.cumsum(weights[order])
-        goal = ceil(Fraction(how.top_p) * int(reached[-1]))
-        last = np.searchsorted(reached, np.uint64(goal))  # a plain int would compare as floats
-        kept = np.sort(order[: int(last) + 1])
-        ids, weights = ids[kept], weights[kept]
-    return ids[weights >= ceil(Fraction(how.min_p) * int(weights.max()))]
+def survivors(
+    x: np.ndarray, how: Sampling, *, position: int = 0, seed: int = 0, sample: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids, ascending, that the filters leave in their order, and their scaled scores z."""
+    ids = np.flatnonzero(x > -np.inf)
+    z = x[ids] - x.max()
+    for name in how.order:
+        if (
+            name == "xtc"
+            and coin(position=position, seed=seed, sample=sample) >= how.xtc_probability
+        ):
+            continue
+        if name == "temperature":
+            ids, z = _scaled(ids, z, how)
+        else:
+            kept = _KEPT[name](z, how)
+            ids, z = ids[kept], z[kept]
+    return ids, z
 
 
-def _ranked(z: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Ids by falling score, equals by rising id."""
-    return ids[np.argsort(-z[ids], kind="stable")]
+def _scaled(ids: np.ndarray, z: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """By the temperature; at 0 the best alone is left, the lowest id of equals."""
+    temperature = _temperature(z, how)
+    if temperature == 0:
+        return ids[[z.argmax()]], np.zeros(1)
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf is right, and as good as greedy
+        return ids, (z - z.max()) / temperature
+
+
+def _temperature(z: np.ndarray, how: Sampling) -> float:
+    """Dynamic: between T - range and T + range by the share of the greatest entropy there could be.
+
+    Source: kalomaze, github.com/ggml-org/llama.cpp/pull/4972.
+    """
+    if how.dynatemp_range == 0 or len(z) == 1:
+        return how.temperature
+    total, mean = _moments(z, _weights(z))
+    entropy = float(log(np.array(total / ONE))) + mean
+    share = entropy / float(log(np.array(float(len(z)))))
+    low, high = how.temperature - how.dynatemp_range, how.temperature + how.dynatemp_range
+    if share <= 0:
+        return low
+    power = float(exp(np.array(how.dynatemp_exponent * float(log(np.array(share))))))
+    return low + (high - low) * power
+
+
+def _moments(z: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Sum of the weights, and their mean of -z: of exact integers."""
+    some = weights > 0
+    lost = np.rint(weights[some].astype(np.float64) * -z[some]).astype(np.uint64)
+    total = float(weights.sum(dtype=np.uint64))
+    return total, float(lost.sum(dtype=np.uint64)) / total
+
+
+def coin(*, position: int, seed: int, sample: int) -> float:
+    """XTC's number in (0, 1): counter word 3, which is 0 for the noise of ids, is 1."""
+    counter = np.array([[0, position, sample, 1]], np.uint32)
+    return (float(philox(counter, seed)[0, 0]) + 0.5) / 2.0**32
+
+
+def _top_k(z: np.ndarray, how: Sampling) -> np.ndarray:
+    """Places of the k best, the lowest ids of equals."""
+    return np.sort(np.argsort(-z, kind="stable")[: how.top_k])
+
+
+def _top_p(z: np.ndarray, how: Sampling) -> np.ndarray:
+    """The smallest set by falling weight that reaches its share (arXiv:1904.09751)."""
+    weights = _weights(z)
+    return _reaching(np.argsort(-weights.astype(np.int64), kind="stable"), weights, how.top_p)
+
+
+def _typical_p(z: np.ndarray, how: Sampling) -> np.ndarray:
+    """The smallest set by how far -log p is from the entropy (arXiv:2202.00666).
+
+    Both differ by the same constant from -z and from its mean. Ids of weight 0 never stay.
+    """
+    weights = _weights(z)
+    _, mean = _moments(z, weights)
+    order = np.argsort(np.abs(z + mean), kind="stable")
+    return _reaching(order[weights[order] > 0], weights, how.typical_p)
+
+
+def _reaching(order: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
+    """The first places of `order` whose weights reach a share of all, ascending."""
+    reached = np.cumsum(weights[order])
+    goal = ceil(Fraction(share) * int(reached[-1]))
+    last = np.searchsorted(reached, np.uint64(goal))  # a plain int would compare as floats
+    return np.sort(order[: int(last) + 1])
+
+
+def _min_p(z: np.ndarray, how: Sampling) -> np.ndarray:
+    """What weighs at least a share of the best (arXiv:2407.01082)."""
+    weights = _weights(z)
+    return np.flatnonzero(weights >= ceil(Fraction(how.min_p) * int(weights.max())))
+
+
+def _xtc(z: np.ndarray, how: Sampling) -> np.ndarray:
+    """Leaves of the ids that reach the threshold only the least likely, the highest id of equals.
+
+    Source: p-e-w, github.com/oobabooga/text-generation-webui/pull/6335.
+    """
+    weights = _weights(z)
+    goal = max(1, ceil(Fraction(how.xtc_threshold) * int(weights.sum(dtype=np.uint64))))
+    order = np.argsort(-weights.astype(np.int64), kind="stable")
+    return np.sort(order[max(0, np.count_nonzero(weights >= goal) - 1) :])
+
+
+_KEPT = {"top_k": _top_k, "typical_p": _typical_p, "top_p": _top_p, "min_p": _min_p, "xtc": _xtc}

@@ -32,7 +32,7 @@ class Proposals:
 
     def __init__(self, scheduler: Extends, *, context: int, vocab_size: int) -> None:
         self._scheduler, self._context, self._vocab = scheduler, context, vocab_size
-        self._heard: list[Speculator] = []  # those that this step's work was shown to
+        self._heard: list[tuple[Speculator, Asked]] = []  # of this step
 
     def extend(self, work: list[Work]) -> list[Work]:
         """The same work, with the ids guessed to follow where the next id is due."""
@@ -41,13 +41,14 @@ class Proposals:
             if item.request.speculator is not None and _due(item):
                 asked = (item.request, self._room(item.request))
                 groups.setdefault(id(item.request.speculator), []).append(asked)
+        self._heard = [
+            (s, some) for some in groups.values() if (s := some[0][0].speculator) is not None
+        ]
         if not groups:
-            self._heard = []
             return work
-        self._heard = [s for (r, _), *_ in groups.values() if (s := r.speculator) is not None]
         tokens = sum(item.count for item in work)
         drafts: dict[int, Sequence[int]] = {}
-        for speculator, asked in zip(self._heard, groups.values(), strict=True):
+        for speculator, asked in self._heard:
             proposed = self._ask(speculator, asked, tokens)
             drafts |= {r.number: ids for (r, _), ids in zip(asked, proposed, strict=True)}
         return [
@@ -57,8 +58,12 @@ class Proposals:
 
     def ran(self, tokens: int, seconds: float) -> None:
         """How long the step of that work took the runtime, its drafts included."""
-        for speculator in self._heard:
-            speculator.ran(tokens, seconds)
+        for speculator, asked in self._heard:
+            try:
+                speculator.ran(tokens, seconds)
+            except Exception as error:
+                for request, _ in asked:
+                    switch_off(request, error)
 
     def _room(self, request: Request) -> int:
         """How many may follow, so that the id sampled after them is still wanted."""

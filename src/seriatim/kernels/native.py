@@ -89,6 +89,10 @@ class NativeRuntime:
         return f"native {self.isa}, {self.threads} thread{'s' * (self.threads > 1)}"
 
     @property
+    def arithmetic(self) -> str:
+        return f"native {self.isa}"
+
+    @property
     def block_bytes(self) -> int:
         return self._plan.block_bytes
 
@@ -117,6 +121,12 @@ class NativeRuntime:
 
     def copy(self, source: int, target: int) -> None:
         self._plan.copy(source, target)
+
+    def read(self, block: int, positions: int) -> np.ndarray:
+        return self._plan.read(block, positions)
+
+    def write(self, block: int, data: np.ndarray) -> None:
+        self._plan.write(block, data)
 
     def poison(self, block: int) -> None:
         """Fill a block with NaN: whoever reads it before writing it will be found out."""

@@ -144,12 +144,30 @@ class Runtime(Protocol):
         """What computes: backend, instruction set or device, threads."""
         ...
 
+    @property
+    def arithmetic(self) -> str:
+        """What decides the bits of results beside the model and `kv`: backend, instruction set."""
+        ...
+
+    @property
+    def kv(self) -> str:
+        """How keys and values are stored: "f32", "bf16" or "int8"."""
+        ...
+
     def resize(self, blocks: int) -> None:
         """Make the cache hold `blocks` blocks; never fewer than it holds, contents kept."""
         ...
 
     def copy(self, source: int, target: int) -> None:
         """Copy one cache block onto another."""
+        ...
+
+    def read(self, block: int, positions: int) -> np.ndarray:
+        """The first positions of a cache block: uint8 [block_bytes], zeros for the others."""
+        ...
+
+    def write(self, block: int, data: np.ndarray) -> None:
+        """Give a cache block the contents that `read` gave: uint8 [block_bytes]."""
         ...
 
     def step(self, batch: Batch) -> np.ndarray:

@@ -38,6 +38,20 @@ class Cache:
         for tensor in (*self.keys, *self.values):
             tensor[target] = tensor[source]
 
+    def read(self, block: int, positions: int) -> Tensor:
+        """The first positions of a block as bytes, zeros for the others: uint8 [block bytes]."""
+        kept = [t[block].clone() for t in (*self.keys, *self.values)]
+        for tensor in kept:
+            tensor[positions:] = 0
+        return torch.cat([t.view(torch.uint8).flatten() for t in kept])
+
+    def restore(self, block: int, data: Tensor) -> None:
+        """Give a block the contents that `read` gave."""
+        stores = [t[block] for t in (*self.keys, *self.values)]
+        sizes = [t.numel() * t.element_size() for t in stores]
+        for tensor, part in zip(stores, data.split(sizes), strict=True):
+            tensor[:] = part.view(tensor.dtype).view_as(tensor)
+
     def write(self, layer: int, block: Tensor, slot: Tensor, k: Tensor, v: Tensor) -> None:
         """Keep keys and values [token, head, channel] at a block and slot for each token."""
         k, v = (round_heads(t) for t in (k, v)) if self.int8 else (k, v)

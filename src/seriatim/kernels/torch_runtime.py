@@ -36,7 +36,7 @@ class TorchRuntime:
         device: str,
         names: Mapping[str, str] | None = None,
     ) -> None:
-        self.forward, self.device, self.vocab_size = forward, device, vocab_size
+        self.forward, self.device, self.vocab_size, self.kv = forward, device, vocab_size, kv
         self._names = names or {}
         self.weights = {name: _on(device, array) for name, array in weights.items()}
         self.cache = Cache(list(layers), KV[kv], device)
@@ -52,6 +52,12 @@ class TorchRuntime:
     def copy(self, source: int, target: int) -> None:
         self.cache.copy(source, target)
 
+    def read(self, block: int, positions: int) -> np.ndarray:
+        return self.cache.read(block, positions).cpu().numpy()
+
+    def write(self, block: int, data: np.ndarray) -> None:
+        self.cache.restore(block, tensor(data).to(self.device))
+
     @torch.inference_mode()
     def step(self, batch: Batch) -> np.ndarray:
         ops = ReferenceOps(batch, self.device, self.cache)
@@ -61,6 +67,10 @@ class TorchRuntime:
     @property
     def facts(self) -> str:
         return f"torch on {self.device}"
+
+    @property
+    def arithmetic(self) -> str:
+        return f"torch {torch.__version__} on {self.device}"
 
     def finite(self) -> np.ndarray:
         return np.asarray(np.isfinite(self._logits).all(-1), np.uint8)

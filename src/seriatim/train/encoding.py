@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from seriatim import codecs, errors
-from seriatim.codecs import Codec, Pieces, Records
+from seriatim.codecs import Codec, Divisible, Records
 from seriatim.errors import FileError, ResourceError, SeriatimError
 from seriatim.train import shards
 from seriatim.train.reading import (
@@ -61,7 +61,7 @@ def parts(spans: Sequence[Span]) -> list[Part]:
 
 def cut_of(codec: Codec) -> Cut:
     """Where the codec allows text to be cut."""
-    return codec.cut if isinstance(codec, Pieces) else lambda data: 0
+    return codec.cut if isinstance(codec, Divisible) else lambda data: 0
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Encoder:
             yield "", self.codec.read(path)
 
     def _ids(self, pieces: list[bytes]) -> list[np.ndarray]:
-        if isinstance(self.codec, Pieces):
+        if isinstance(self.codec, Divisible):
             return self.codec.encode_many(pieces)
         return [np.array(self.codec.encode(piece.decode()), np.uint32) for piece in pieces]
 

@@ -166,10 +166,11 @@ def test_a_run_lists_every_refused_record_in_its_folder(tmp_path):
     assert [json.loads(line)["place"] for line in listed] == ["line 21"]
 
 
-def test_a_file_of_which_no_record_is_one_stops_the_run(tmp_path):
+@pytest.mark.parametrize("codec", ["byte", "text"])
+def test_a_file_of_which_no_record_is_one_stops_the_run(tmp_path, codec):
     paths = [write(tmp_path / "bad.jsonl", '{"txt": "x"}\n'), write(tmp_path / "x.txt", prose(400))]
     with pytest.raises(FileError, match=r"bad\.jsonl holds no document: line 1 is no field 'text'"):
-        prepare(paths, tmp_path)
+        prepare(paths, tmp_path, codec=codec)
 
 
 def test_a_line_beyond_the_limit_is_passed_over_in_blocks_and_listed(tmp_path, monkeypatch):
@@ -280,9 +281,12 @@ def test_equal_documents_are_on_one_side(tmp_path):
         assert Counter(documents(made) + held(made)) == Counter(map(str.encode, texts))
 
 
-def test_a_share_of_the_documents_can_be_asked_for(tmp_path):
+def test_a_share_of_the_documents_can_be_asked_for(tmp_path, monkeypatch):
     path = lines(tmp_path / "x.jsonl", [f"{n} {prose(80, n)}" for n in range(200)])
     assert len(prepare(path, tmp_path, validation=0.25).held) == 50
+    monkeypatch.setattr(splitting, "MOST", 1)  # which bounds what nobody asked for
+    assert len(prepare(path, tmp_path, validation=0.1).held) == 20
+    assert len(prepare(path, tmp_path).held) == 1
     made = prepare(path, tmp_path, validation=["0.05"])
     assert made.held_out == ("x.jsonl (10 of 200 documents)",)
     for share in (0.0, 1.0, -0.5, "1.5"):

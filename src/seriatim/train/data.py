@@ -22,7 +22,7 @@ from seriatim.errors import FileError, RequestError, ResourceError
 from seriatim.files.regular import listed
 from seriatim.train import encoding, packing, run, shards, splitting
 from seriatim.train.batches import Batch, Batches, Group
-from seriatim.train.reading import Paths, Reading, Record, Span, records
+from seriatim.train.reading import Bad, Paths, Reading, Record, Span, records
 from seriatim.train.report import Note, Report
 from seriatim.train.shards import Corpus, Shard, spooled
 from seriatim.train.splitting import Data, Source
@@ -130,11 +130,12 @@ def prepare(
     found = splitting.sources(data, validation, how)
     share = splitting.share_of(validation) or splitting.SHARE
     size = sum(span.size for source in found for span in source.spans)
-    options = {"share": share, "size": size, "seed": seed}
+    asked = validation not in (None, [])
+    options = {"share": share, "size": 0 if asked else size, "seed": seed}
     paths = {span.path for source in found for span in source.spans}
     many = "file" if len(paths) == 1 else "files"
     say(Note(f"{len(paths):,} {many} of {size:,} bytes; encoded, they are kept in {place}"))
-    made = maker.make(_texts(found, how, options, say), vocab_size)
+    made = maker.make(_texts(found, how, options, LEARNED / size, say), vocab_size)
     encoder = encoding.Encoder(made, run.digest(made), how, place)
     every = [_encoded(source, encoder, processes, say) for source in found]
     away = _held(found, [e.corpus.digests for e in every], options)
@@ -162,14 +163,14 @@ def _held(
 
 
 def _texts(
-    found: Sequence[Source], how: Reading, options: dict[str, Any], say: Report
+    found: Sequence[Source], how: Reading, options: dict[str, Any], share: float, say: Report
 ) -> Iterator[str]:
     """Text of the documents that are not held out, for a codec that is still to be learned.
 
-    Of very much text it takes pieces by their hash, about `LEARNED` bytes in all, and says so.
+    Where `share` is below 1, it takes that share of the pieces, by their hash, and says so.
     """
     digests = [np.fromiter(map(_hash, _documents(s, how)), np.uint64) for s in found]
-    away, share = _held(found, digests, options), LEARNED / options["size"]
+    away = _held(found, digests, options)
     if share < 1:
         say(Note(f"the vocabulary is learned from {share:.2%} of the text, chosen by hash"))
     for source, mark, numbers in zip(found, away, digests, strict=True):
@@ -181,10 +182,21 @@ def _texts(
 
 
 def _documents(source: Source, how: Reading) -> Iterator[Record]:
+    bad: dict[str, Bad] = {}
+    good: set[str] = set()
     for index, span in enumerate(source.spans):
         for record in records(index, span, how, last_cut):
             if isinstance(record, Record):
+                good.add(span.path)
                 yield record
+            else:
+                bad.setdefault(span.path, record)
+    for path in bad.keys() - good:
+        raise _fruitless(path, bad[path].place, bad[path].why)
+
+
+def _fruitless(path: str, place: str, why: str) -> FileError:
+    return FileError(f"{path} holds no document: {place} is {why}", fix="leave it out")
 
 
 def _hash(record: Record) -> int:
@@ -212,9 +224,7 @@ def _encoded(source: Source, encoder: encoding.Encoder, processes: int, say: Rep
     whole = encoded.counts(np.ones(len(encoded.corpus.digests), bool))
     for path, (count, _) in whole.items():
         if not count:
-            first = next(bad for bad in encoded.refused if bad[0] == path)
-            seen = f"{path} holds no document"
-            raise FileError(f"{seen}: {first[1]} is {first[2]}", fix="leave it out")
+            raise _fruitless(*next(bad for bad in encoded.refused if bad[0] == path))
     return encoded
 
 
@@ -277,7 +287,8 @@ def _say_found(
 ) -> None:
     if refused:
         some = listed([f"{path} {place}: {why}" for path, place, why in refused[:SHOWN]], SHOWN)
-        say(Note(f"{len(refused):,} records refused: {some}"))
+        many = "record" if len(refused) == 1 else "records"
+        say(Note(f"{len(refused):,} {many} refused: {some}"))
     if not all(encoded.source.weight for encoded in every):
         pairs = zip(every, away, strict=True)
         if doubles := sum(int(mark.sum()) for e, mark in pairs if e.source.weight):

@@ -305,7 +305,7 @@ def _field(line: bytes, reading: Reading) -> bytes:
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__} instead of an object")
     if reading.field not in value:
-        raise ValueError(f"no field {reading.field!r}; it has {listed(list(map(str, value)))}")
+        raise ValueError(f"no field {reading.field!r}; it has {listed(list(value)) or 'none'}")
     text = value[reading.field]
     if not isinstance(text, str):
         raise ValueError(f"{reading.field!r} is a JSON {type(text).__name__} instead of text")

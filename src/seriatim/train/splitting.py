@@ -175,8 +175,8 @@ def hold_out(
         digests: hashes of the documents of each source: uint64 [document].
         held: whether all of a source is held out: then equal documents elsewhere are too;
             otherwise those with the least hashes are, `share` of them, at least one.
-        share: of the documents; the default one shrinks where `size` is large.
-        size: bytes of all files.
+        share: of the documents; smaller where it would be more than `MOST` of `size`.
+        size: bytes of all files; 0 where the share was asked for.
         seed: another one chooses others.
 
     Raises:
@@ -190,12 +190,12 @@ def hold_out(
         key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
         ranks = [mixed(d ^ key) for d in digests]
         whole = np.concatenate(ranks)
-        share = min(share, MOST / max(size, 1)) if share == SHARE else share
+        share = min(share, MOST / max(size, 1))
         count = max(1, int(len(whole) * share))
         least = np.partition(whole, count - 1)[count - 1] if len(whole) else 0
         marks = [rank <= least for rank in ranks]
     for index, mark in enumerate(marks):
-        if not held[index] and mark.all():
+        if not held[index] and len(mark) and mark.all():
             fix = "give more documents, or name validation files"
             raise RequestError("every document of a group is held out", fix=fix)
     return marks

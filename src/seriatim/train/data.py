@@ -191,7 +191,7 @@ def _documents(source: Source, how: Reading) -> Iterator[Record]:
                 yield record
             else:
                 bad.setdefault(span.path, record)
-    for path in bad.keys() - good:
+    for path in sorted(bad.keys() - good):
         raise _fruitless(path, bad[path].place, bad[path].why)
 
 

@@ -23,6 +23,8 @@ from seriatim import cli
 from seriatim.answers import canonical, final_answer
 from seriatim.engine.beams import ranked
 from seriatim.engine.engine import Engine
+from seriatim.engine.sampler_reference import dry
+from seriatim.engine.sampling import Sampling
 from seriatim.errors import NumericError, RequestError, SeriatimError
 from seriatim.overlap import overlap, profile
 
@@ -407,6 +409,23 @@ def test_a_processor_that_fails_ends_the_search_and_nothing_else(processor, erro
     assert guest.answer == small.shared("llama3").generate([5, 6, 7], max_tokens=6, seed=3).ids
     model.engine.check()
     assert not model.engine.busy
+
+
+def test_repetitions_are_penalised_in_a_search_too():
+    how = dict(dry_multiplier=5.0, dry_base=1.5, dry_allowed_length=1)
+    chain = Sampling(**how)
+
+    def processor(ids, scores):
+        for id, penalty in dry(ids, chain).items():
+            scores[id] -= penalty
+        return scores
+
+    model, ids = small.shared("llama3"), [4, 5, 6, 4, 5, 6, 4, 5]
+    penalised = model.beam(ids, max_tokens=6, **how)
+    assert exact(penalised) != exact(model.beam(ids, max_tokens=6))
+    same = model.beam(ids, max_tokens=6, processors=[processor])
+    assert [c.ids for c in penalised.candidates] == [c.ids for c in same.candidates]
+    assert model.beam(ids, max_tokens=6, **how, dry_breakers=[5]).ids != []
 
 
 # ---- selections equal choosing by hand ---------------------------------------------------------

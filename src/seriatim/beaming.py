@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from seriatim import constraining, requesting
+from seriatim.breakers import breaking_ids
 from seriatim.candidates import Candidate, Choice
 from seriatim.codecs import Watch
 from seriatim.engine.beams import Beam, Group, How, Next, ranked
@@ -32,8 +33,9 @@ MOST_BEAMS = 128
 # The options of a request that act on a search; the others say how to draw.
 ACT = frozenset({
     "max_tokens", "min_tokens", "ignore_end", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "logit_bias", "allowed_ids", "banned_ids", "processors", "priority",
-    "tenant",
+    "frequency_penalty", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_range",
+    "dry_breakers", "logit_bias", "allowed_ids", "banned_ids", "processors", "loop_limit",
+    "loop_length", "priority", "tenant",
 }) | constraining.NAMES  # fmt: skip
 
 
@@ -78,8 +80,9 @@ def beam(
         stop: strings that end a continuation.
         guides: say at each place which ids may come.
         options: max_tokens, min_tokens, ignore_end, repetition_penalty, presence_penalty,
-            frequency_penalty, logit_bias, allowed_ids, banned_ids, processors, priority, tenant;
-            regex, choices, json_schema or grammar.
+            frequency_penalty, dry_multiplier and its like, logit_bias, allowed_ids, banned_ids,
+            processors, loop_limit, loop_length, priority, tenant; regex, choices, json_schema or
+            grammar.
 
     Returns:
         a `Choice`. Log-probabilities in it are the model's own; `seed` is 0, nothing is drawn.
@@ -101,6 +104,8 @@ def beam(
     count = whole("n", n, 1, how.beams)
     _refuse_idle(options)
     named = {name: value for name, value in options.items() if name not in constraining.NAMES}
+    if "dry_breakers" in named:
+        named["dry_breakers"] = breaking_ids(named["dry_breakers"], model.codec, model.vocab_size)
     parsed = parse({**named, "seed": 0, "logprobs": True}, model.vocab_size)
     stops = stop_strings(stop, model.codec)
     prompts = requesting.numbered(model, prompt if several(prompt) else [prompt])

@@ -7,7 +7,7 @@ them. Nothing here knows a model: the engine sees ids and never a codec.
     codec.decode(codec.encode("Hello"))
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -47,6 +47,7 @@ class Codec(Protocol):
         ends: the ids that end a sequence, as far as the tokenizer's own files say.
         start: the ids that the model's own post-processor puts in front of a prompt.
         specials: special ids by their text, which `encode` reads as plain text.
+        added: `specials`, and ids whose text is cut out of every other before all else.
 
     `after` is the ids that came before (a prompt): a continuation keeps its leading space where a
     tokenizer drops that of a whole text.
@@ -64,9 +65,18 @@ class Codec(Protocol):
     def start(self) -> tuple[int, ...]: ...
     @property
     def specials(self) -> Mapping[str, int]: ...
+    @property
+    def added(self) -> Mapping[str, int]: ...
 
     def encode(self, raw: Any, /) -> list[int]:
         """The ids of `raw` alone: nothing is added, special-looking text is plain text."""
+        ...
+
+    def weave(self, parts: Sequence[Any], *, quoted: Collection[str] = ()) -> list[int]:
+        """The ids of raw parts with ids of `added` between, as if their texts stood there.
+
+        `quoted` are added texts that are not special, and yet plain where they stand in a part.
+        """
         ...
 
     def prompt(self, raw: Any, /) -> list[int]:

@@ -5,7 +5,7 @@ codec.encode("é")  # [195, 169]
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,15 @@ class ByteCodec:
     def encode_many(self, pieces: Sequence[bytes], /) -> list[np.ndarray]:
         """The bytes of each, as they are."""
         return [np.frombuffer(piece, np.uint8) for piece in pieces]
+
+    @property
+    def added(self) -> dict[str, int]:
+        """The same."""
+        return self.specials
+
+    def weave(self, parts: Sequence[Any], *, quoted: Collection[str] = ()) -> list[int]:
+        """The bytes of text with special ids between."""
+        return [id for p in parts for id in ([p] if isinstance(p, int) else self.encode(p))]
 
     def prompt(self, raw: bytes | str, /) -> list[int]:
         """The start id and the bytes."""

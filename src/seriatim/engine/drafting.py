@@ -45,11 +45,13 @@ class Lane:
     Attributes:
         twin: has the ids, blocks and count of computed ids that belong to the draft model.
         sure: how many of the ids are the request's.
+        known: how many of its computed positions others can find.
         wanted: how many more are to be guessed.
     """
 
     twin: Request
     sure: int = 0
+    known: int = 0
     wanted: int = 0
 
 
@@ -89,12 +91,8 @@ class Drafter:
         lane = self._lanes.pop(request, None)
         if lane is not None:
             with self._pool.lock:
+                lane.twin.computed = min(lane.twin.computed, lane.known)  # no guess is kept
                 self._books.remove(lane.twin)
-
-    def clear(self) -> None:
-        """Forget every request."""
-        self._lanes.clear()
-        self._books.clear()
 
     def _ready(self, request: Request, most: int) -> Lane:
         """Its lane, rewound to where the guesses were right, with the ids that came since."""
@@ -108,13 +106,14 @@ class Drafter:
         same, last = lane.sure, min(len(ids), len(twin.ids))
         while same < last and ids[same] == twin.ids[same]:
             same += 1
-        twin.ids[same:], start = ids[same:], min(twin.computed, lane.sure)
+        twin.ids[same:] = ids[same:]
         twin.computed = min(twin.computed, same, len(ids) - 1)
-        self._books.publish(twin, start)  # only what the request says: guesses are written over
+        self._books.publish(twin, lane.known)  # what the request says: guesses are written over
         lane.sure, lane.wanted = len(ids), min(most, self._bounds.context - len(ids))
         if not twin.blocks:
             twin.blocks = self._pool.match(ids, twin.options.tenant, (len(ids) - 1) // BLOCK)
             twin.computed = BLOCK * len(twin.blocks)
+        lane.known = twin.computed
         return lane
 
     def _open(self, request: Request) -> Lane:
@@ -176,4 +175,5 @@ class Drafter:
         id = sample(lane.twin, logits, best, self._bounds).id
         lane.twin.ids.append(id)
         ended = id in self._bounds.ends and not lane.twin.options.ignore_end
+        ended |= any(guide.complete(lane.twin.answer) for guide in lane.twin.guides)
         lane.wanted = 0 if ended else lane.wanted - 1

@@ -117,6 +117,7 @@ class Engine:
         rows_from: int = 0,
         guides: Sequence[Guide] = (),
         speculator: Speculator | None = None,
+        ends: Sequence[int] = (),
         generate: bool = True,
         **options: Any,
     ) -> Request:
@@ -131,6 +132,7 @@ class Engine:
             guides: say at each place which ids may come.
             speculator: guesses what follows, so that a step can give several ids; default: what
                 the options say.
+            ends: ids that end it beside the model's own.
             generate: False ends the request where the first id would be sampled.
             options: as for `Model.generate`.
 
@@ -150,6 +152,7 @@ class Engine:
         request = Request(
             next(self._numbers), list(prompt), parsed, sample, watch, rows,
             whole("rows_from", rows_from, 0, len(prompt) - 1), tuple(guides), speculator,
+            frozenset(token_ids("ends", ends, self.model.vocab_size)),
         )  # fmt: skip
         self._new.append(request)
         if self._runner is not None:

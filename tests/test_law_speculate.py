@@ -5,6 +5,7 @@ next to nothing more for more rows, so that every guess is tried. What few ids a
 the distribution of all sequences of three.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -446,3 +447,30 @@ def test_the_enumeration_sees_a_guess_that_is_accepted_too_easily(four, monkeypa
     monkeypatch.setattr(decoding, "sample", easy)
     said = sequences(model, speculator=Stubborn())
     assert chi_square(said, probabilities(model)) > CRITICAL
+
+
+def test_a_draft_model_that_another_thread_runs_is_not_waited_for():
+    """Two models that draft for each other would wait for ever."""
+    target, draft = small.load("llama3"), small.load("llama3")
+    how = dict(max_tokens=12, seed=3, ignore_end=True)
+    alone = target.generate(REPEATS, **how)
+    aided = target.generate(REPEATS, draft=draft, draft_tokens=3, **how)
+    taken, over = threading.Event(), threading.Event()
+
+    def keeps():
+        with draft.pool.lock:
+            taken.set()
+            over.wait(30)
+
+    thread = threading.Thread(target=keeps)
+    thread.start()
+    assert taken.wait(30)
+    unaided = target.generate(REPEATS, draft=draft, draft_tokens=3, **how)
+    over.set()
+    thread.join()
+    assert unaided.ids == aided.ids == alone.ids
+    assert (unaided.usage.drafted, unaided.usage.undrafted) == (0, "")
+    assert aided.usage.accepted > 0
+    for model in (target, draft):
+        model.engine.check()
+        assert model.pool.available == model.pool.limit

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from seriatim import beaming, chatting, infilling, prefixes, requesting, selecting
+from seriatim import verify as laws
 from seriatim.codecs import Codec
 from seriatim.codecs.chat import Templates
 from seriatim.constraining import Constraints
@@ -210,6 +211,30 @@ class Model:
 
         finish(self.engine, [self.engine.add(ids, rows=keep, generate=False)])
         return logits
+
+    def verify(
+        self, *, original: Any = None, seed: int = 0, thorough: bool = False
+    ) -> "laws.Report":
+        """Run the laws on this model, machine and settings (`seriatim verify`).
+
+        Args:
+            original: what a quantised model was made from: a name, a path or a loaded model.
+            seed: what the cases are drawn from.
+            thorough: longer prompts, more of everything.
+
+        Returns:
+            a row for each law; `.ok` says whether all hold. What was cached is forgotten.
+
+        Raises:
+            RequestError: an option that cannot be honoured, or requests are under way.
+
+        Example:
+            >>> import seriatim
+            >>> model = seriatim.load("tales", threads=1)
+            >>> model.verify().ok  # doctest: +SKIP
+            True
+        """
+        return laws.verify(self, original=original, seed=seed, thorough=thorough)
 
     def encode(self, raw: Any) -> list[int]:
         """The ids of the codec's object; nothing is added."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
-from seriatim import talking, weighing
+from seriatim import talking, verifying, weighing
 from seriatim.arguments import loads, need_torch, parse_ids, request_options, requests
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
@@ -139,12 +139,16 @@ def score(
 
 @app.command()
 def train(
-    data: Annotated[list[str], typer.Argument(help="Files, folders or patterns.")],
+    data: Annotated[
+        list[str], typer.Argument(help="Files, folders or patterns; PATH=WEIGHT mixes them.")
+    ],
     *,
     size: Annotated[str, typer.Option(help="0.01M to 1B parameters: the one dial.")],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")],
     out: Annotated[Path, typer.Option(help="The run folder; it becomes the model.")],
-    codec: Annotated[str, typer.Option(help="text (a tokenizer is learned) or byte.")] = "text",
+    codec: Annotated[
+        str, typer.Option(help="text (a tokenizer is learned), byte, or a folder that holds one.")
+    ] = "text",
     vocab_size: int | None = None,
     context: int | None = None,
     batch: Annotated[int | None, typer.Option(help="Windows in a step.")] = None,
@@ -161,8 +165,17 @@ def train(
     warmup: int | None = None,
     decay: Annotated[float, typer.Option(help="Share of the steps in which wsd falls.")] = 0.5,
     validation: Annotated[
-        list[str] | None, typer.Option(help="Held-out files, or names among DATA; repeatable.")
+        list[str] | None,
+        typer.Option(help="Held-out files or names among DATA, repeatable; or a share."),
     ] = None,
+    field: Annotated[str, typer.Option(help="Of .jsonl lines, the text.")] = "text",
+    separator: Annotated[
+        str | None, typer.Option(help="Between the documents of a plain file.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where encoded data is kept.")] = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Attention stays within each document.")
+    ] = False,
     save_every: int | None = None,
     seed: int = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
@@ -241,6 +254,7 @@ app.command()(talking.chat)
 app.command()(weighing.quantize)
 app.command()(weighing.compare)
 app.command()(weighing.export)
+app.command()(verifying.verify)
 
 
 @app.callback(invoke_without_command=True)

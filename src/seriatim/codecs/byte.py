@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seriatim.codecs._files import read_bytes, write
 from seriatim.codecs._utf8 import ALPHABET, Utf8Stream
 from seriatim.errors import FileError, RequestError
@@ -35,6 +37,14 @@ class ByteCodec:
             RequestError: `raw` is neither bytes nor text that UTF-8 can hold.
         """
         return list(self.canonical(raw))
+
+    def cut(self, data: bytes, /) -> int:
+        """Bytes may be cut anywhere."""
+        return len(data)
+
+    def encode_many(self, pieces: Sequence[bytes], /) -> list[np.ndarray]:
+        """The bytes of each, as they are."""
+        return [np.frombuffer(piece, np.uint8) for piece in pieces]
 
     @property
     def added(self) -> dict[str, int]:

@@ -16,9 +16,12 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from seriatim.codecs import _sources
 from seriatim.codecs._files import named, read_text, write
 from seriatim.codecs._pieces import BYTE_TOKENS, rule
+from seriatim.codecs._safe import cuttable, last_cut
 from seriatim.codecs._scored import build
 from seriatim.codecs._utf8 import Utf8Stream
 from seriatim.errors import FileError, ModelError, RequestError
@@ -101,6 +104,23 @@ class TextCodec:
             raise _inexpressible(seen, meant)
         return ids
 
+    def cut(self, data: bytes, /) -> int:
+        """Before the last word that begins after a word, if the rule for cutting text is known."""
+        return last_cut(data) if self._cuttable else 0
+
+    def encode_many(self, pieces: Sequence[bytes], /) -> list[np.ndarray]:
+        """The ids of each piece of UTF-8, without the offsets that `tokenizers` also counts.
+
+        Raises:
+            RequestError: as `encode`.
+            UnicodeDecodeError: a piece is not UTF-8.
+        """
+        texts = [piece.decode() for piece in pieces]
+        if not self._lossless:
+            return [np.array(self.encode(text), np.uint32) for text in texts]
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(one.ids, np.uint32) for one in found]
+
     def weave(self, parts: Sequence[str | int], *, quoted: Collection[str] = ()) -> list[int]:
         """The ids of text with added ids between, as if their texts stood there and counted.
 
@@ -177,6 +197,10 @@ class TextCodec:
     def save(self, folder: Path, /) -> None:
         """Writes codec.json and the tokenizer files that give the same ids elsewhere."""
         write(folder, self, {"ends": list(self.ends)}, self._tokenizer.to_str())
+
+    @cached_property
+    def _cuttable(self) -> bool:
+        return cuttable(self._tokenizer)
 
     @cached_property
     def _added(self) -> str:

@@ -5,7 +5,8 @@ It samples by each request's own chain of penalties, masks, temperature and nois
 are a cache of its own: they go where room is needed, and are computed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from time import perf_counter
@@ -68,6 +69,7 @@ class Drafter:
         self._model, self._pool, self.costs = model, model.pool, costs
         self._bounds = Bounds(ends, model.context)
         self._lanes: dict[Request, Lane] = {}
+        self._ended: list[Lane] = []
         with model.pool.lock:
             self._books = Scheduler(
                 model.pool, copy=model.runtime.copy, budget=BUDGET, chunk=BUDGET, most=1, rows=1
@@ -76,23 +78,42 @@ class Drafter:
     def draft(self, asked: Sequence[tuple[Request, int]]) -> list[list[int]]:
         """What the draft model would say next, at most so many ids each.
 
+        Nothing while another thread runs the draft model: a guess waits for nobody, and models that
+        draft for each other could wait for ever.
+
         Raises:
             RequestError: a request has outgrown the draft model's context.
             NumericError: the draft model's logits are not finite.
         """
-        with self._pool.lock:
+        with self._idle() as idle:
+            if not idle:
+                return [[] for _ in asked]
             lanes = [self._ready(request, most) for request, most in asked]
             while shares := self._share(lanes):
                 self._run(shares)
             return [lane.twin.ids[lane.sure :] for lane in lanes]
 
     def release(self, request: Request) -> None:
-        """Forget a request that has ended."""
+        """Forget a request that has ended, now or when the draft model is next free."""
         lane = self._lanes.pop(request, None)
         if lane is not None:
-            with self._pool.lock:
+            self._ended.append(lane)
+            with self._idle():
+                pass
+
+    @contextmanager
+    def _idle(self) -> Iterator[bool]:
+        """Holds the draft model, and gives back what ended, if no other thread runs it."""
+        idle = self._pool.lock.acquire(blocking=False)
+        try:
+            while idle and self._ended:
+                lane = self._ended.pop()
                 lane.twin.computed = min(lane.twin.computed, lane.known)  # no guess is kept
                 self._books.remove(lane.twin)
+            yield idle
+        finally:
+            if idle:
+                self._pool.lock.release()
 
     def _ready(self, request: Request, most: int) -> Lane:
         """Its lane, rewound to where the guesses were right, with the ids that came since."""

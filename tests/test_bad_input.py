@@ -94,6 +94,16 @@ CALLS: list[tuple[str, Call, list[str]]] = [
         ["forced_ids", "4", "3"],
     ),
     (
+        "one forced that is banned",
+        lambda m: m.generate("ab", forced_ids=[1, 2], banned_ids=[2]),
+        ["forced_ids[1]", "2", "forbid"],
+    ),
+    (
+        "one forced that is not allowed",
+        lambda m: m.generate("ab", forced_ids=[1, 2], allowed_ids=[2]),
+        ["forced_ids[0]", "1", "forbid"],
+    ),
+    (
         "an id past the vocabulary",
         lambda m: m.generate([1, 2, 257]),
         ["prompt[2]", "257", "0 to 256"],

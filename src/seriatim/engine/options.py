@@ -121,11 +121,22 @@ def _consistent(options: Options, vocab_size: int) -> Options:
             expected="no more forced ids than max_tokens",
         )
     _speculation(options)
-    allowed, banned = options.sampling.allowed_ids, set(options.sampling.banned_ids)
-    if len(banned) == vocab_size or (allowed is not None and banned.issuperset(allowed)):
-        raise RequestError("allowed_ids and banned_ids leave no id", fix="allow at least one")
+    _consistent_ids(options, vocab_size)
     _consistent_filters(options.sampling)
     return options
+
+
+def _consistent_ids(options: Options, vocab_size: int) -> None:
+    allowed, banned = options.sampling.allowed_ids, set(options.sampling.banned_ids)
+    left = None if allowed is None else set(allowed) - banned
+    if len(banned) == vocab_size or (left is not None and not left):
+        raise RequestError("allowed_ids and banned_ids leave no id", fix="allow at least one")
+    for place, id in enumerate(options.forced_ids):
+        if id in banned or (left is not None and id not in left):
+            raise RequestError(
+                f"forced_ids[{place}] is {id}, which allowed_ids or banned_ids forbid",
+                fix="force other ids, or allow it",
+            )
 
 
 def _consistent_filters(how: Sampling) -> None:

@@ -147,7 +147,7 @@ def test_guesses_whose_logits_are_not_finite_are_left_out(tmp_path, backend):
     assert told.usage.accepted == told.usage.drafted < 29
     if "backend" not in backend:  # torch's products depend on the batch, in the last bits
         assert told.draws == other.draws == good.draws
-    forced = engine.add(PROMPT, speculator=at, **dict(how, forced_ids=[5, 5, 7]))
+    forced = engine.add(PROMPT, speculator=at, **dict(HOW, forced_ids=[5, 5, 7]))
     run(engine, forced)
     assert isinstance(forced.error, NumericError)
 

@@ -168,9 +168,9 @@ class Controller(Speculator):
         began = perf_counter()
         drafter = self._drafter(model)
         wanted = self._wanted(drafter, group, tokens)
-        drafts = dict(zip((r for r, _ in wanted), drafter.draft(wanted), strict=True))
+        guesses: Sequence[Sequence[int]] = drafter.draft(wanted)
         self._step.drafting += perf_counter() - began
-        return drafts
+        return dict(zip((request for request, _ in wanted), guesses, strict=True))
 
     def _drafter(self, model: Drafts) -> Drafter:
         if id(model) not in self._drafters:

@@ -454,7 +454,6 @@ def test_a_draft_model_that_another_thread_runs_is_not_waited_for():
     target, draft = small.load("llama3"), small.load("llama3")
     how = dict(max_tokens=12, seed=3, ignore_end=True)
     alone = target.generate(REPEATS, **how)
-    aided = target.generate(REPEATS, draft=draft, draft_tokens=3, **how)
     taken, over = threading.Event(), threading.Event()
 
     def keeps():
@@ -468,6 +467,7 @@ def test_a_draft_model_that_another_thread_runs_is_not_waited_for():
     unaided = target.generate(REPEATS, draft=draft, draft_tokens=3, **how)
     over.set()
     thread.join()
+    aided = target.generate(REPEATS, draft=draft, draft_tokens=3, **how)
     assert unaided.ids == aided.ids == alone.ids
     assert (unaided.usage.drafted, unaided.usage.undrafted) == (0, "")
     assert aided.usage.accepted > 0

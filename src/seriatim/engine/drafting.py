@@ -39,6 +39,20 @@ class Drafts(Protocol):
     def pool(self) -> BlockPool: ...
 
 
+@contextmanager
+def idle(model: Drafts) -> Iterator[bool]:
+    """Holds a draft model, unless another thread runs it.
+
+    A guess waits for nobody: models that draft for each other could wait for ever.
+    """
+    free = model.pool.lock.acquire(blocking=False)
+    try:
+        yield free
+    finally:
+        if free:
+            model.pool.lock.release()
+
+
 @dataclass
 class Lane:
     """A request as the draft model sees it: its ids, then those guessed to follow.
@@ -78,42 +92,31 @@ class Drafter:
     def draft(self, asked: Sequence[tuple[Request, int]]) -> list[list[int]]:
         """What the draft model would say next, at most so many ids each.
 
-        Nothing while another thread runs the draft model: a guess waits for nobody, and models that
-        draft for each other could wait for ever.
-
         Raises:
             RequestError: a request has outgrown the draft model's context.
             NumericError: the draft model's logits are not finite.
         """
-        with self._idle() as idle:
-            if not idle:
-                return [[] for _ in asked]
+        with self._pool.lock:
+            self._forget()
             lanes = [self._ready(request, most) for request, most in asked]
             while shares := self._share(lanes):
                 self._run(shares)
             return [lane.twin.ids[lane.sure :] for lane in lanes]
 
     def release(self, request: Request) -> None:
-        """Forget a request that has ended, now or when the draft model is next free."""
+        """Forget a request that has ended: now, or when the draft model is asked next."""
         lane = self._lanes.pop(request, None)
         if lane is not None:
             self._ended.append(lane)
-            with self._idle():
-                pass
+            with idle(self._model) as free:
+                if free:
+                    self._forget()
 
-    @contextmanager
-    def _idle(self) -> Iterator[bool]:
-        """Holds the draft model, and gives back what ended, if no other thread runs it."""
-        idle = self._pool.lock.acquire(blocking=False)
-        try:
-            while idle and self._ended:
-                lane = self._ended.pop()
-                lane.twin.computed = min(lane.twin.computed, lane.known)  # no guess is kept
-                self._books.remove(lane.twin)
-            yield idle
-        finally:
-            if idle:
-                self._pool.lock.release()
+    def _forget(self) -> None:
+        while self._ended:
+            lane = self._ended.pop()
+            lane.twin.computed = min(lane.twin.computed, lane.known)  # no guess is kept
+            self._books.remove(lane.twin)
 
     def _ready(self, request: Request, most: int) -> Lane:
         """Its lane, rewound to where the guesses were right, with the ids that came since."""

@@ -76,10 +76,13 @@ class Turn:
 
     Args:
         lock: one that its thread may take again.
+
+    Attributes:
+        read: whether the step has computed, and its logits are read.
     """
 
     def __init__(self, lock: AbstractContextManager) -> None:
-        self._lock = lock
+        self._lock, self.read = lock, False
         self._thread: int | None = None
 
     def __enter__(self) -> None:
@@ -88,7 +91,7 @@ class Turn:
         self._thread = get_ident()
 
     def __exit__(self, *failure: Any) -> None:
-        self._thread = None
+        self._thread, self.read = None, False
         self._lock.__exit__(*failure)
 
     def refuse_within(self) -> None:

@@ -175,6 +175,7 @@ class Engine:
             work, computed = self._compute()
             if not work:
                 return self._starved()
+            self.pool.turn.read = True
             for item, some in zip(work, computed, strict=True):
                 self._advance(item, some)
             return [item.request for item in work]

@@ -22,8 +22,8 @@ namespace {
 constexpr int kTokens = SERIATIM_WIDTH == 16 ? 6 : SERIATIM_WIDTH == 8 ? 4 : 2;
 constexpr int kDotRegisters = SERIATIM_WIDTH == 16 ? 12 : 8;
 
-// A panel's weights of so many groups (int4: 9 KB, int8: 17 KB) stay in L1 until all rows and tokens
-// have met them; as many are asked for ahead.
+// A panel's weights of so many groups (int4: 9 KB, int8: 17 KB) stay in L1 until all rows and
+// tokens have met them; as many are asked for ahead.
 constexpr int64_t kGroupsAtOnce = 16;
 
 // Inputs lie in runs of kTokens tokens (the last may have fewer, n): for each group the n times 32
@@ -165,8 +165,8 @@ SERIATIM_INLINE void some_rows_and_tokens(const Strip& strip, int first) {
       typename Dot<kType>::Weights weights[R];
       SERIATIM_UNROLL for (int r = 0; r < R; ++r) weights[r] = Dot<kType>::unpack(w + rows(r), v);
       SERIATIM_UNROLL for (int t = 0; t < T; ++t) SERIATIM_UNROLL for (int r = 0; r < R; ++r)
-          dots[r][t].add(weights[r],
-                         reinterpret_cast<const int8_t*>(x) + t * kGroup + v * kColumns, v);
+          dots[r][t]
+              .add(weights[r], reinterpret_cast<const int8_t*>(x) + t * kGroup + v * kColumns, v);
     }
     const uint8_t* scales = x + T * kGroup;
     SERIATIM_UNROLL for (int r = 0; r < R; ++r) {

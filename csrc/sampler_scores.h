@@ -91,7 +91,6 @@ class Scores {
   void hide(int64_t id);
 
   double top() const { return top_; }  // -infinity: no id is left
-  int64_t size() const { return row_.size; }
   int64_t runs() const { return static_cast<int64_t>(maxima_.size()); }
   double maximum(int64_t run) const { return maxima_[run]; }
   // Values of one run; how many.

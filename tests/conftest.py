@@ -34,6 +34,14 @@ def device(pytestconfig) -> str:
     return pytestconfig.getoption("device")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Path:
+    """Encoded training data is kept here, not in the user's own cache."""
+    place = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(place)
+    return place
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Third-party data beside the checkout; never committed."""

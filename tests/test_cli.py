@@ -22,8 +22,8 @@ from seriatim import __main__, cli, zoo
 
 SOURCE = str(Path(seriatim.__file__).parents[1])
 COMMANDS = [
-    "generate", "score", "train", "bench", "info", "models", "codecs", "quantize", "compare",
-    "export",
+    "generate", "score", "train", "bench", "info", "models", "codecs", "chat", "quantize",
+    "compare", "export", "verify",
 ]  # fmt: skip
 
 

@@ -38,6 +38,7 @@ def test_the_example_runs(example, tmp_path, monkeypatch):
         seriatim.Engine,
         seriatim.Model.generate,
         seriatim.Model.score,
+        seriatim.Model.chat,
         seriatim.Model.beam,
         seriatim.Model.best_of,
         seriatim.Model.vote,

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from seriatim.errors import FileError, NumericError, RequestError, ResourceError
 from seriatim.kernels.torch_fast import TorchOps
 from seriatim.models import checkpoint as models
 from seriatim.models.forward import forward
-from seriatim.train import checkpoint, data, evaluate, loop, optim
+from seriatim.train import checkpoint, evaluate, loop, optim
 from seriatim.train.dial import dial, parse, vocabulary
 from seriatim.train.report import Note, Progress, Saved, Score, Started
 
@@ -49,89 +48,6 @@ def of(records: list, kind: type) -> list:
 
 def final(out: Path) -> bytes:
     return (out / "model.safetensors").read_bytes()
-
-
-# Data
-
-
-def test_files_are_found_in_folders_and_by_pattern_each_once(tmp_path):
-    for name in ("b/two.txt", "b/.hidden", "one.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    names = [tmp_path, str(tmp_path / "*.txt"), tmp_path / "b"]
-    assert data.files(names) == [tmp_path / "b/two.txt", tmp_path / "one.txt"]
-
-
-def test_a_name_without_files_is_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"nothing\.txt names no file"):
-        data.files(tmp_path / "nothing.txt")
-
-
-def test_a_file_that_is_not_utf8_is_named_with_its_offset(tmp_path):
-    path = tmp_path / "bad.txt"
-    path.write_bytes(b"good \xff bad")
-    with pytest.raises(FileError, match=r"bad\.txt is not UTF-8 at byte 5"):
-        data.read(path)
-
-
-def test_an_empty_file_is_refused(tmp_path):
-    (tmp_path / "void.txt").touch()
-    with pytest.raises(FileError, match=r"void\.txt is empty"):
-        data.read(tmp_path / "void.txt")
-
-
-def test_a_lone_file_gives_its_last_tenth_to_validation(book):
-    parts = data.split(book, None, seed=0)
-    whole = book.read_bytes().decode()
-    assert parts.train[0].text + parts.validation[0].text == whole
-    assert 0.05 < len(parts.validation[0].text) / len(whole) <= 0.1
-
-
-def test_many_files_give_whole_files_by_the_seed(tmp_path):
-    for n in range(20):
-        (tmp_path / f"{n:02}.txt").write_text(f"file {n}")
-    splits = [data.split(tmp_path, None, seed=seed) for seed in (0, 0, 1)]
-    assert [len(s.train) for s in splits] == [18] * 3
-    assert splits[0] == splits[1] != splits[2]
-    assert splits[0].digest != splits[2].digest
-
-
-def test_held_out_files_are_named_or_given(tmp_path):
-    for name in ("a.txt", "b.txt", "c.txt"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/d.txt").write_text("d")
-    parts = data.split(str(tmp_path / "*.txt"), ["b", tmp_path / "other/d.txt"], seed=0)
-    assert [d.name for d in parts.train] == ["a.txt", "c.txt"]
-    assert [d.name for d in parts.validation] == ["b.txt", "d.txt"]
-    with pytest.raises(RequestError, match="nothing like it names no file"):
-        data.split(tmp_path, "nothing like it", seed=0)
-    with pytest.raises(RequestError, match="every file is held out"):
-        data.split(tmp_path / "a.txt", "a.txt", seed=0)
-
-
-@pytest.mark.parametrize("length", [17, 18, 31, 32, 33, 100, 1000])
-def test_each_pass_visits_disjoint_windows_once(length):
-    stream, context = np.arange(length, dtype=np.int32), 16
-    room = min(context, length - context)
-    count = (length - room) // context
-    for number in range(3):
-        rows = [
-            data.batch(stream, step=number * count + n, seed=3, windows=1, context=context)[0]
-            for n in range(count)
-        ]
-        assert all((np.diff(row) == 1).all() and len(row) == context + 1 for row in rows)
-        starts = sorted(int(row[0]) for row in rows)
-        assert all(b - a == context for a, b in pairwise(starts))
-
-
-def test_a_batch_depends_on_seed_and_step_alone():
-    stream = np.arange(1000, dtype=np.int32)
-    options = {"windows": 3, "context": 16}
-    first = data.batch(stream, step=7, seed=1, **options)
-    data.batch(stream, step=90, seed=1, **options)
-    assert (first == data.batch(stream, step=7, seed=1, **options)).all()
-    assert (first != data.batch(stream, step=7, seed=2, **options)).any()
 
 
 # Dial, schedule, optimizer
@@ -536,12 +452,6 @@ def test_a_killed_process_resumes_to_the_same_bits(book, tmp_path):
 def test_bf16_products_train_too(book, tmp_path):
     losses = [p.loss for p in of(run(book, tmp_path / "out", precision="bf16"), Progress)]
     assert losses[-1] < losses[0]
-
-
-def test_no_held_out_names_is_none_asked_for(tmp_path):
-    for n in range(4):
-        write(tmp_path / f"{n}.txt", TEXT)
-    assert data.split(tmp_path, [], seed=0) == data.split(tmp_path, None, seed=0)
 
 
 def test_the_verb_can_be_called_after_its_package_was_imported(book, tmp_path):

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from seriatim import beaming, prefixes, requesting, selecting
+from seriatim import beaming, chatting, infilling, prefixes, requesting, selecting
+from seriatim import verify as laws
 from seriatim.codecs import Codec
+from seriatim.codecs.chat import Templates
 from seriatim.constraining import Constraints
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.engine import Engine
@@ -59,6 +61,7 @@ class Model:
         self.start = (codec.start if codec else ()) or own  # what an empty prompt becomes
         self.constraints = Constraints(codec, self.vocab_size, self.ends)
         self.facts = facts
+        self._templates: Templates | None = None
         self.drafting = Drafting(load)
         self.engine = Engine(self)  # every call of this model shares it
 
@@ -71,6 +74,9 @@ class Model:
         *,
         n: int = 1,
         stop: str | Sequence[str] = (),
+        prefix: Any = None,
+        suffix: Any = None,
+        fim_order: str | None = None,
         **options: Any,
     ) -> Any:
         """Continue a prompt, one id at a time, until a stop or a full context.
@@ -81,6 +87,9 @@ class Model:
                 list of results, computed together and equal to one by one.
             n: how many samples, in `.samples`; the sample index is part of the noise.
             stop: strings that end the text; `output` ends before the one that is met.
+            prefix, suffix: instead of a prompt: what comes before and after a gap that the model
+                fills, if it was trained to; each text or a `Path`. `fim_order` is "psm" (default)
+                or "spm": which of the two it reads first.
             options: max_tokens (default: until the context is full), min_tokens, temperature
                 (default 1.0; 0 is greedy), dynatemp_range, dynatemp_exponent, top_k, typical_p,
                 top_p, min_p, xtc_probability, xtc_threshold, filters (their order),
@@ -107,12 +116,21 @@ class Model:
             'length'
         """
         count = whole("n", n, 1, MOST_SAMPLES)
+        if gap := infilling.infill(self, prompt, prefix, suffix, fim_order):
+            return requesting.run(self, [gap[0]], count, stop, options, gap[1])[0]
         prompts = requesting.numbered(self, prompt if several(prompt) else [prompt])
         results = requesting.run(self, prompts, count, stop, options)
         return results if several(prompt) else results[0]
 
     def stream(
-        self, prompt: Prompt = None, *, stop: str | Sequence[str] = (), **options: Any
+        self,
+        prompt: Prompt = None,
+        *,
+        stop: str | Sequence[str] = (),
+        prefix: Any = None,
+        suffix: Any = None,
+        fim_order: str | None = None,
+        **options: Any,
     ) -> Stream:
         """The pieces of `generate`'s answer as they come, then its `.result()`.
 
@@ -127,10 +145,21 @@ class Model:
                 expected="one prompt, and one sample of it",
                 fix="use generate",
             )
+        if gap := infilling.infill(self, prompt, prefix, suffix, fim_order):
+            return open_stream(self, gap[0], stop, options, extras=gap[1])
         return open_stream(self, self.prompt_ids(prompt), stop, options)
 
+    chat = chatting.chat
     beam = beaming.beam
     best_of, vote, mbr = selecting.best_of, selecting.vote, selecting.mbr
+
+    @property
+    def templates(self) -> Templates:
+        """The chat templates of its files, read when first asked for."""
+        if self._templates is None:
+            codec, source = codec_of(self, "a chat"), self.checkpoint
+            self._templates = Templates.of(source.path, source.metadata, codec)
+        return self._templates
 
     def score(self, raw: Prompt, *, given: Prompt = None) -> Score:
         """Log-likelihood of an object or of ids, the same numbers as the training loss.
@@ -182,6 +211,30 @@ class Model:
 
         finish(self.engine, [self.engine.add(ids, rows=keep, generate=False)])
         return logits
+
+    def verify(
+        self, *, original: Any = None, seed: int = 0, thorough: bool = False
+    ) -> "laws.Report":
+        """Run the laws on this model, machine and settings (`seriatim verify`).
+
+        Args:
+            original: what a quantised model was made from: a name, a path or a loaded model.
+            seed: what the cases are drawn from.
+            thorough: longer prompts, more of everything.
+
+        Returns:
+            a row for each law; `.ok` says whether all hold. What was cached is forgotten.
+
+        Raises:
+            RequestError: an option that cannot be honoured, or requests are under way.
+
+        Example:
+            >>> import seriatim
+            >>> model = seriatim.load("tales", threads=1)
+            >>> model.verify().ok  # doctest: +SKIP
+            True
+        """
+        return laws.verify(self, original=original, seed=seed, thorough=thorough)
 
     def encode(self, raw: Any) -> list[int]:
         """The ids of the codec's object; nothing is added."""

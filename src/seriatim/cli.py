@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
-from seriatim import weighing
+from seriatim import talking, verifying, weighing
 from seriatim.arguments import loads, need_torch, parse_ids, request_options, requests
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
@@ -58,6 +58,11 @@ def generate(
     model: Name = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A file of the codec's kind.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="Ids, such as 1,5,9.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Fill a gap: what comes before it.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="What comes after it.")] = None,
+    prefix_file: Annotated[Path | None, typer.Option(help="Likewise, in a file.")] = None,
+    suffix_file: Annotated[Path | None, typer.Option(help="Likewise.")] = None,
+    fim_order: Annotated[str | None, typer.Option(help="psm or spm.", show_default="psm")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 1,
     beams: Annotated[
         int | None, typer.Option(help="Search with so many beams: the n best.")
@@ -81,6 +86,12 @@ def generate(
     options: dict[str, Any] = request_options(asked)
     options |= {"prompt_logprobs": True} if prompt_logprobs else {}
     options |= {} if logprobs is None else {"logprobs": logprobs}
+    gap = {
+        "prefix": _side("--prefix", prefix, prefix_file),
+        "suffix": _side("--suffix", suffix, suffix_file),
+        "fim_order": fim_order,
+    }
+    options |= {name: value for name, value in gap.items() if value is not None}
     if out is not None:
         check_out(out)
     loaded = _load(model, loading)
@@ -128,12 +139,16 @@ def score(
 
 @app.command()
 def train(
-    data: Annotated[list[str], typer.Argument(help="Files, folders or patterns.")],
+    data: Annotated[
+        list[str], typer.Argument(help="Files, folders or patterns; PATH=WEIGHT mixes them.")
+    ],
     *,
     size: Annotated[str, typer.Option(help="0.01M to 1B parameters: the one dial.")],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")],
     out: Annotated[Path, typer.Option(help="The run folder; it becomes the model.")],
-    codec: Annotated[str, typer.Option(help="text (a tokenizer is learned) or byte.")] = "text",
+    codec: Annotated[
+        str, typer.Option(help="text (a tokenizer is learned), byte, or a folder that holds one.")
+    ] = "text",
     vocab_size: int | None = None,
     context: int | None = None,
     batch: Annotated[int | None, typer.Option(help="Windows in a step.")] = None,
@@ -150,8 +165,17 @@ def train(
     warmup: int | None = None,
     decay: Annotated[float, typer.Option(help="Share of the steps in which wsd falls.")] = 0.5,
     validation: Annotated[
-        list[str] | None, typer.Option(help="Held-out files, or names among DATA; repeatable.")
+        list[str] | None,
+        typer.Option(help="Held-out files or names among DATA, repeatable; or a share."),
     ] = None,
+    field: Annotated[str, typer.Option(help="Of .jsonl lines, the text.")] = "text",
+    separator: Annotated[
+        str | None, typer.Option(help="Between the documents of a plain file.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where encoded data is kept.")] = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Attention stays within each document.")
+    ] = False,
     save_every: int | None = None,
     seed: int = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
@@ -226,9 +250,11 @@ def codecs(*, as_json: Json = False) -> None:
         print_row(name, {"does": about.strip().partition("\n")[0]}, as_json)
 
 
+app.command()(talking.chat)
 app.command()(weighing.quantize)
 app.command()(weighing.compare)
 app.command()(weighing.export)
+app.command()(verifying.verify)
 
 
 @app.callback(invoke_without_command=True)
@@ -284,6 +310,13 @@ def _prompt(text: str | None, path: Path | None, ids: str | None) -> Any:
     if text == "-":
         return stdin_text()
     return path if text is None else typed("PROMPT", text)
+
+
+def _side(name: str, text: str | None, path: Path | None) -> str | Path | None:
+    """What stands on one side of a gap."""
+    if text is not None and path is not None:
+        raise RequestError(f"{name} and {name}-file are given", expected="one of them")
+    return path if text is None else typed(name, text)
 
 
 def _answers(

@@ -107,7 +107,8 @@ class Constraints:
     def _follow(self, guides: Sequence[Guide], forced: Sequence[int]) -> None:
         """Refuses forced ids that the guides do not allow."""
         for place, id in enumerate(forced):
-            if not all(allows(guide.mask(forced[:place]), id) for guide in guides):
+            masks = [guide.mask(forced[:place]) for guide in guides]
+            if not all(mask is None or allows(mask, id) for mask in masks):
                 raise RequestError(
                     f"forced_ids[{place}] is {id}, which the constraint does not allow there",
                     fix="force other ids, or none",

@@ -1,6 +1,7 @@
 """From a prompt and options to requests of an engine, and to their results. Used by `api.py`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,10 +11,11 @@ import numpy as np
 from seriatim import constraining
 from seriatim.breakers import breaking_ids
 from seriatim.codecs import Codec, Watch
+from seriatim.codecs import Stream as Decoding
 from seriatim.constraining import Constraints
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import NAMES, logprobs, token_ids
-from seriatim.engine.request import Request
+from seriatim.engine.request import Guide, Request
 from seriatim.errors import RequestError, SeriatimError, did_you_mean, shown
 from seriatim.results import Result, Stream, with_samples
 from seriatim.scoring import Logprobs
@@ -24,6 +26,39 @@ MOST_SAMPLES, MOST_STOPS, LONGEST_STOP = 128, 16, 256
 KNOWN = NAMES | constraining.NAMES | {"n", "stop", "prompt_logprobs"}
 
 Prompt = Any  # the codec's object, a pathlib.Path to a file of it, a list of ids, or None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a request needs beside its options.
+
+    Attributes:
+        shown: special ids that show as text, by that text.
+        guides: made anew for each sample.
+        ends: ids that end it beside the model's own.
+    """
+
+    shown: Mapping[int, str] = field(default_factory=dict)
+    guides: Sequence[Callable[[], Guide]] = ()
+    ends: Sequence[int] = ()
+
+
+class Visible:
+    """A stream of text in which some special ids show."""
+
+    def __init__(self, stream: Decoding, shown: Mapping[int, str]) -> None:
+        self._stream, self._shown = stream, shown
+
+    def feed(self, id: int, /) -> str:
+        """The text that `id` completes."""
+        return self._stream.feed(id) + self._shown.get(id, "")
+
+    def finish(self) -> str:
+        """What is left."""
+        return self._stream.finish()
+
+
+NOTHING = Extras()
 
 
 class Asked(Protocol):
@@ -122,15 +157,22 @@ def _numbered(model: Asked, place: int, prompts: Sequence[Prompt]) -> list[int]:
 
 
 def run(
-    model: Asked, prompts: Sequence[list[int]], n: int, stop: Any, options: Mapping[str, Any]
+    model: Asked,
+    prompts: Sequence[list[int]],
+    n: int,
+    stop: Any,
+    options: Mapping[str, Any],
+    extras: Extras = NOTHING,
 ) -> list[Result]:
     """Every prompt is checked before any work; then all run together."""
     streams: list[list[Stream]] = []
     try:
         for ids in prompts:
-            streams.append([open_stream(model, ids, stop, options)])
+            streams.append([open_stream(model, ids, stop, options, extras=extras)])
             same = {**options, "seed": streams[-1][0].request.options.seed}
-            streams[-1] += (open_stream(model, ids, stop, same, sample=i) for i in range(1, n))
+            streams[-1] += (
+                open_stream(model, ids, stop, same, sample=i, extras=extras) for i in range(1, n)
+            )
         finish(model.engine, [s.request for some in streams for s in some])
     finally:
         for stream in (s for some in streams for s in some):
@@ -139,19 +181,28 @@ def run(
 
 
 def open_stream(
-    model: Asked, ids: list[int], stop: Any, options: Mapping[str, Any], sample: int = 0
+    model: Asked,
+    ids: list[int],
+    stop: Any,
+    options: Mapping[str, Any],
+    *,
+    sample: int = 0,
+    extras: Extras = NOTHING,
 ) -> Stream:
     """One request, queued."""
     named = model.drafting.resolved(model, _named(model, options), partial(content, model))
     watch, stops = None, stop_strings(stop, model.codec)
     if model.codec is not None:
         minimum = named.get("min_tokens", 0)
-        watch = Watch(model.codec.stream(after=ids), stops, minimum=minimum)
+        decoding = Visible(model.codec.stream(after=ids), extras.shown)
+        watch = Watch(decoding, stops, minimum=minimum)
+    guides = [*model.constraints.guides(ids, named), *(make() for make in extras.guides)]
+    named = {name: value for name, value in named.items() if name not in constraining.NAMES}
     top = logprobs("prompt_logprobs", named.pop("prompt_logprobs", False))
     scores = None if top is None else Logprobs(ids, top=top)
-    guides = model.constraints.guides(ids, named)
-    named = {name: value for name, value in named.items() if name not in constraining.NAMES}
-    request = model.engine.add(ids, sample=sample, watch=watch, rows=scores, guides=guides, **named)
+    request = model.engine.add(
+        ids, sample=sample, watch=watch, rows=scores, guides=guides, ends=extras.ends, **named
+    )
     return Stream(model.engine, request, model.codec, watch, scores)
 
 

@@ -29,6 +29,7 @@ class Result:
         usage: counts and milliseconds by phase.
         samples: all `n` results; the first says what this one says.
         reencodes: whether encoding `output` gives `ids` again.
+        message: of a chat: role, content and, where it was reasoned, reasoning_content.
     """
 
     ids: list[int]
@@ -46,14 +47,19 @@ class Result:
     prompt_top_logprobs: list[list[tuple[int, float]] | None] | None = None
     samples: list["Result"] = field(default_factory=list, repr=False)
     reencodes: bool | None = None
+    message: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step of a stream added: text that will not be taken back, and the new ids."""
+    """What one step of a stream added: text that will not be taken back, and the new ids.
+
+    Of a chat, `text` is the answer's, and `reasoning` what was thought before it.
+    """
 
     text: str
     ids: list[int]
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)

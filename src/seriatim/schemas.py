@@ -226,8 +226,11 @@ def _texts(path: str, value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else [*value] if isinstance(value, dict) else []
     if bad := [key for key in texts if not isinstance(key, str)]:
         raise wrong(path, f"a key is {shown(bad[0])}", "strings")
-    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
-        raise wrong(path, "a text has half a surrogate pair", "what UTF-8 can hold")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        seen = "a text has half a surrogate pair"
+        raise wrong(path, seen, "what UTF-8 can hold") from None
     return texts
 
 

@@ -7,19 +7,19 @@ them. Nothing here knows a model: the engine sees ids and never a codec.
     codec.decode(codec.encode("Hello"))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from seriatim import registry
 from seriatim.codecs._files import read_json
 from seriatim.codecs._watch import Watch
-from seriatim.errors import FileError
+from seriatim.errors import FileError, SeriatimError
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Codec", "Lawful", "Spelt", "Stream", "Watch", "load"]
+__all__ = ["Codec", "Divisible", "Lawful", "Records", "Spelt", "Stream", "Watch", "load"]
 
 PACKAGE = "seriatim.codecs"
 VERSION = 1  # of codec.json
@@ -47,6 +47,7 @@ class Codec(Protocol):
         ends: the ids that end a sequence, as far as the tokenizer's own files say.
         start: the ids that the model's own post-processor puts in front of a prompt.
         specials: special ids by their text, which `encode` reads as plain text.
+        added: `specials`, and ids whose text is cut out of every other before all else.
 
     `after` is the ids that came before (a prompt): a continuation keeps its leading space where a
     tokenizer drops that of a whole text.
@@ -64,9 +65,18 @@ class Codec(Protocol):
     def start(self) -> tuple[int, ...]: ...
     @property
     def specials(self) -> Mapping[str, int]: ...
+    @property
+    def added(self) -> Mapping[str, int]: ...
 
     def encode(self, raw: Any, /) -> list[int]:
         """The ids of `raw` alone: nothing is added, special-looking text is plain text."""
+        ...
+
+    def weave(self, parts: Sequence[Any], *, quoted: Collection[str] = ()) -> list[int]:
+        """The ids of raw parts with ids of `added` between, as if their texts stood there.
+
+        `quoted` are added texts that are not special, and yet plain where they stand in a part.
+        """
         ...
 
     def prompt(self, raw: Any, /) -> list[int]:
@@ -111,6 +121,31 @@ class Codec(Protocol):
 
     def save(self, folder: Path, /) -> None:
         """Writes codec.json and what else `load` and other programs need."""
+        ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """What a codec of text or bytes may add, so that data of any length can be encoded."""
+
+    def cut(self, data: bytes, /) -> int:
+        """The last index where `data` may be cut: the parts' ids, joined, are those of the whole.
+
+        0 if there is none; nothing that follows `data` may change it.
+        """
+        ...
+
+    def encode_many(self, pieces: Sequence[bytes], /) -> list["np.ndarray"]:
+        """`encode` of each piece (of UTF-8, where the codec is one of text) as an array."""
+        ...
+
+
+@runtime_checkable
+class Records(Protocol):
+    """What a codec adds whose files hold several objects."""
+
+    def records(self, path: Path, /) -> Iterator[tuple[str, Any | SeriatimError]]:
+        """Each object with its place in the file ("line 12"), or why there is none."""
         ...
 
 

@@ -95,5 +95,10 @@ def write(folder: Path, codec: "Codec", options: dict[str, Any], tokenizer: str)
     (folder / "tokenizer.json").write_bytes(tokenizer.encode())
 
 
+def rename(folder: Path, codec: str) -> None:
+    """Lets codec.json name a codec that is made of the one whose files are there."""
+    _write_json(folder / "codec.json", read_json(folder / "codec.json") | {"codec": codec})
+
+
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_bytes((json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())

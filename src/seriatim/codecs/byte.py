@@ -5,9 +5,11 @@ codec.encode("é")  # [195, 169]
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from seriatim.codecs._files import read_bytes, write
 from seriatim.codecs._utf8 import ALPHABET, Utf8Stream
@@ -35,6 +37,23 @@ class ByteCodec:
             RequestError: `raw` is neither bytes nor text that UTF-8 can hold.
         """
         return list(self.canonical(raw))
+
+    def cut(self, data: bytes, /) -> int:
+        """Bytes may be cut anywhere."""
+        return len(data)
+
+    def encode_many(self, pieces: Sequence[bytes], /) -> list[np.ndarray]:
+        """The bytes of each, as they are."""
+        return [np.frombuffer(piece, np.uint8) for piece in pieces]
+
+    @property
+    def added(self) -> dict[str, int]:
+        """The same."""
+        return self.specials
+
+    def weave(self, parts: Sequence[Any], *, quoted: Collection[str] = ()) -> list[int]:
+        """The bytes of text with special ids between."""
+        return [id for p in parts for id in ([p] if isinstance(p, int) else self.encode(p))]
 
     def prompt(self, raw: bytes | str, /) -> list[int]:
         """The start id and the bytes."""

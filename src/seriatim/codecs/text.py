@@ -7,16 +7,21 @@ followed one id at a time. Nothing is truncated or padded, whatever a file asks 
     codec.save(folder)
 """
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from seriatim.codecs import _sources
 from seriatim.codecs._files import named, read_text, write
 from seriatim.codecs._pieces import BYTE_TOKENS, rule
+from seriatim.codecs._safe import cuttable, last_cut
 from seriatim.codecs._scored import build
 from seriatim.codecs._utf8 import Utf8Stream
 from seriatim.errors import FileError, ModelError, RequestError
@@ -73,12 +78,14 @@ class TextCodec:
         vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_tokens_decoder()
         self.size = max(vocabulary.values(), default=-1) + 1
         self.ends = tuple(dict.fromkeys(ends))
+        self.added = {token.content: id for id, token in added.items()}
         self.specials = {token.content: id for id, token in added.items() if token.special}
         self._plain = {id: token.content for id, token in added.items() if not token.special}
         self._known: dict[int, bytes] = dict.fromkeys(self.specials.values(), b"")
         self._known |= {id: content.encode() for id, content in self._plain.items()}
         self.start = _leading(tokenizer)
         self._refuse_reachable_specials()
+        self._woven: dict[frozenset[str], tuple[Tokenizer, dict[int, str], dict[int, int]]] = {}
         self._lossless = self._rule.complete(vocabulary) and all(map(self._keeps, EXAMPLES))
 
     def encode(self, raw: str, /) -> list[int]:
@@ -96,6 +103,42 @@ class TextCodec:
         if not self._lossless and (seen := self.decode(ids)) != (meant := self.canonical(raw)):
             raise _inexpressible(seen, meant)
         return ids
+
+    def cut(self, data: bytes, /) -> int:
+        """Before the last word that begins after a word, if the rule for cutting text is known."""
+        return last_cut(data) if self._cuttable else 0
+
+    def encode_many(self, pieces: Sequence[bytes], /) -> list[np.ndarray]:
+        """The ids of each piece of UTF-8, without the offsets that `tokenizers` also counts.
+
+        Raises:
+            RequestError: as `encode`.
+            UnicodeDecodeError: a piece is not UTF-8.
+        """
+        texts = [piece.decode() for piece in pieces]
+        if not self._lossless:
+            return [np.array(self.encode(text), np.uint32) for text in texts]
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(one.ids, np.uint32) for one in found]
+
+    def weave(self, parts: Sequence[str | int], *, quoted: Collection[str] = ()) -> list[int]:
+        """The ids of text with added ids between, as if their texts stood there and counted.
+
+        Args:
+            parts: text, and ids of `added`.
+            quoted: added texts that are not special, and yet plain where they stand in a text.
+
+        Raises:
+            RequestError: an id that is not added, or text as for `encode`.
+        """
+        tokenizer, names, ids = self._aliased(frozenset(quoted))
+        for part in parts:
+            if isinstance(part, int) and part not in names:
+                raise RequestError(f"{part} is no added id", expected="one of codec.added")
+            if not isinstance(part, int) and not (self._lossless and _is_whole(part)):
+                self.encode(part)  # refuses what cannot be expressed
+        text = "".join(names[part] if isinstance(part, int) else part for part in parts)
+        return [ids.get(id, id) for id in tokenizer.encode(text, add_special_tokens=False).ids]
 
     def prompt(self, raw: str, /) -> list[int]:
         """`start` and the ids of `raw`."""
@@ -156,9 +199,39 @@ class TextCodec:
         write(folder, self, {"ends": list(self.ends)}, self._tokenizer.to_str())
 
     @cached_property
+    def _cuttable(self) -> bool:
+        return cuttable(self._tokenizer)
+
+    @cached_property
     def _added(self) -> str:
         found = sorted(self._plain.values(), key=len, reverse=True)
         return f"({'|'.join(map(re.escape, found))})"
+
+    def _aliased(
+        self, quoted: frozenset[str]
+    ) -> tuple["Tokenizer", dict[int, str], dict[int, int]]:
+        """The tokenizer with a second name for each added id, read wherever it stands.
+
+        Nobody can guess the names, which are new in every process; they take the whitespace that
+        the added texts take. With it: names by added id, added ids by theirs.
+        """
+        if quoted in self._woven:
+            return self._woven[quoted]
+        from tokenizers import AddedToken, Tokenizer
+
+        content = json.loads(self._tokenizer.to_str())
+        for token in content["added_tokens"]:
+            token["special"] = token["special"] or token["content"] in quoted
+        made, secret = Tokenizer.from_str(json.dumps(content)), token_hex(16)
+        made.encode_special_tokens = True
+        names, ids = {}, {}
+        for id, token in self._tokenizer.get_added_tokens_decoder().items():
+            names[id] = f"\ufdd0{secret}{id}\ufdd1"
+            flags = {flag: getattr(token, flag) for flag in ("lstrip", "rstrip", "single_word")}
+            made.add_tokens([AddedToken(names[id], normalized=False, special=False, **flags)])
+            ids[made.token_to_id(names[id])] = id
+        self._woven = {quoted: (made, names, ids)}
+        return self._woven[quoted]
 
     def _normal(self, text: str) -> bytes:
         if (normalizer := self._tokenizer.normalizer) is not None:
@@ -192,10 +265,11 @@ class TextCodec:
                     )
 
 
-def train(texts: Iterable[str], vocab_size: int) -> TextCodec:
+def train(texts: Iterable[str], vocab_size: int, *, marks: Sequence[str] = ()) -> TextCodec:
     """A byte-level BPE of at most `vocab_size` ids, the same from the same texts every time.
 
-    Every byte is in it, so it can express any text; id 0 starts and ends a text.
+    Every byte is in it, so it can express any text; id 0 starts and ends a text. The texts of
+    further special ids, after the others, are `marks`.
 
     Raises:
         RequestError: `vocab_size` has no room for the bytes and the end id.
@@ -220,6 +294,7 @@ def train(texts: Iterable[str], vocab_size: int) -> TextCodec:
     made.post_processor = processors.TemplateProcessing(
         single=[END, "$A"], pair=[END, "$A", "$B:1"], special_tokens=[(END, 0)]
     )
+    made.add_special_tokens(list(marks))
     return TextCodec(made, ends=(0,))
 
 
@@ -274,6 +349,14 @@ def _leading(tokenizer: "Tokenizer") -> tuple[int, ...]:
     """The ids that the post-processor puts in front."""
     framed = tokenizer.encode("a")
     return tuple(framed.ids[: [*framed.special_tokens_mask, 0].index(0)])
+
+
+def _is_whole(raw: Any) -> bool:
+    """Whether it is text without half a surrogate pair."""
+    try:
+        return isinstance(raw, str) and raw.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _surrogate(raw: str) -> RequestError:

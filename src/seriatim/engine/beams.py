@@ -67,7 +67,9 @@ class Next:
         if request.generated < request.options.min_tokens and not request.options.ignore_end:
             allowed[list(self.ends)] = False
         for guide in request.guides:
-            words = guide.mask(request.answer).astype("<u4", copy=False).view(np.uint8)
+            if (mask := guide.mask(request.answer)) is None:
+                continue
+            words = mask.astype("<u4", copy=False).view(np.uint8)
             allowed &= np.unpackbits(words, bitorder="little")[:size].astype(bool)
         return allowed
 

@@ -11,7 +11,7 @@ from operator import mul
 from time import perf_counter
 
 from seriatim.engine.costs import Costs, Measured
-from seriatim.engine.drafting import Drafter, Drafts
+from seriatim.engine.drafting import Drafter, Drafts, idle
 from seriatim.engine.lookup import Lookup
 from seriatim.engine.options import Options
 from seriatim.engine.propose import Guess, Index, Ngram, Proposer, Rates, Suffix, expected
@@ -160,12 +160,18 @@ class Controller(Speculator):
                 groups.setdefault(id(request.options.draft), []).append((request, most))
         drafts: dict[Request, Sequence[int]] = {}
         for group in groups.values():
-            began = perf_counter()
-            drafter = self._drafter(group[0][0].options.draft)
-            wanted = self._wanted(drafter, group, tokens)
-            drafts |= zip((r for r, _ in wanted), drafter.draft(wanted), strict=True)
-            self._step.drafting += perf_counter() - began
+            with idle(model := group[0][0].options.draft) as free:
+                if free and not model.pool.turn.read:  # a step of its own has called for this one
+                    drafts |= self._guessed(model, group, tokens)
         return drafts
+
+    def _guessed(self, model: Drafts, group: Asked, tokens: int) -> dict[Request, Sequence[int]]:
+        began = perf_counter()
+        drafter = self._drafter(model)
+        wanted = self._wanted(drafter, group, tokens)
+        guesses: Sequence[Sequence[int]] = drafter.draft(wanted)
+        self._step.drafting += perf_counter() - began
+        return dict(zip((request for request, _ in wanted), guesses, strict=True))
 
     def _drafter(self, model: Drafts) -> Drafter:
         if id(model) not in self._drafters:

@@ -68,8 +68,8 @@ def sample(request: Request, logits: np.ndarray, best: int, bounds: Bounds) -> D
         prompt=request.prompt,
         seed=options.seed,
         sample=request.sample,
-        forbidden=tuple(bounds.ends) if early else (),
-        masks=[guide.mask(answer) for guide in request.guides],
+        forbidden=(*bounds.ends, *request.ends) if early else (),
+        masks=[m for guide in request.guides if (m := guide.mask(answer)) is not None],
         forced=options.forced_ids[done] if done < len(options.forced_ids) else None,
         top=options.logprobs,
         best=best,
@@ -79,7 +79,8 @@ def sample(request: Request, logits: np.ndarray, best: int, bounds: Bounds) -> D
 def accept(request: Request, drawn: Draw, bounds: Bounds) -> None:
     """Take one id; a stop wins over a full length (contracts.md, 15)."""
     request.usage.generated += 1
-    if drawn.id in bounds.ends and not request.options.ignore_end:
+    ends = drawn.id in bounds.ends or drawn.id in request.ends
+    if ends and not request.options.ignore_end:
         request.ending = drawn
         request.end(drawn.id)
         return

@@ -5,7 +5,8 @@ It samples by each request's own chain of penalties, masks, temperature and nois
 are a cache of its own: they go where room is needed, and are computed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from time import perf_counter
@@ -38,6 +39,20 @@ class Drafts(Protocol):
     def pool(self) -> BlockPool: ...
 
 
+@contextmanager
+def idle(model: Drafts) -> Iterator[bool]:
+    """Holds a draft model, unless another thread runs it.
+
+    A guess waits for nobody: models that draft for each other could wait for ever.
+    """
+    free = model.pool.lock.acquire(blocking=False)
+    try:
+        yield free
+    finally:
+        if free:
+            model.pool.lock.release()
+
+
 @dataclass
 class Lane:
     """A request as the draft model sees it: its ids, then those guessed to follow.
@@ -45,11 +60,13 @@ class Lane:
     Attributes:
         twin: has the ids, blocks and count of computed ids that belong to the draft model.
         sure: how many of the ids are the request's.
+        known: how many of its computed positions others can find.
         wanted: how many more are to be guessed.
     """
 
     twin: Request
     sure: int = 0
+    known: int = 0
     wanted: int = 0
 
 
@@ -66,6 +83,7 @@ class Drafter:
         self._model, self._pool, self.costs = model, model.pool, costs
         self._bounds = Bounds(ends, model.context)
         self._lanes: dict[Request, Lane] = {}
+        self._ended: list[Lane] = []
         with model.pool.lock:
             self._books = Scheduler(
                 model.pool, copy=model.runtime.copy, budget=BUDGET, chunk=BUDGET, most=1, rows=1
@@ -79,22 +97,26 @@ class Drafter:
             NumericError: the draft model's logits are not finite.
         """
         with self._pool.lock:
+            self._forget()
             lanes = [self._ready(request, most) for request, most in asked]
             while shares := self._share(lanes):
                 self._run(shares)
             return [lane.twin.ids[lane.sure :] for lane in lanes]
 
     def release(self, request: Request) -> None:
-        """Forget a request that has ended."""
+        """Forget a request that has ended: now, or when the draft model is asked next."""
         lane = self._lanes.pop(request, None)
         if lane is not None:
-            with self._pool.lock:
-                self._books.remove(lane.twin)
+            self._ended.append(lane)
+            with idle(self._model) as free:
+                if free:
+                    self._forget()
 
-    def clear(self) -> None:
-        """Forget every request."""
-        self._lanes.clear()
-        self._books.clear()
+    def _forget(self) -> None:
+        while self._ended:
+            lane = self._ended.pop()
+            lane.twin.computed = min(lane.twin.computed, lane.known)  # no guess is kept
+            self._books.remove(lane.twin)
 
     def _ready(self, request: Request, most: int) -> Lane:
         """Its lane, rewound to where the guesses were right, with the ids that came since."""
@@ -108,13 +130,14 @@ class Drafter:
         same, last = lane.sure, min(len(ids), len(twin.ids))
         while same < last and ids[same] == twin.ids[same]:
             same += 1
-        twin.ids[same:], start = ids[same:], min(twin.computed, lane.sure)
+        twin.ids[same:] = ids[same:]
         twin.computed = min(twin.computed, same, len(ids) - 1)
-        self._books.publish(twin, start)  # only what the request says: guesses are written over
+        self._books.publish(twin, lane.known)  # what the request says: guesses are written over
         lane.sure, lane.wanted = len(ids), min(most, self._bounds.context - len(ids))
         if not twin.blocks:
             twin.blocks = self._pool.match(ids, twin.options.tenant, (len(ids) - 1) // BLOCK)
             twin.computed = BLOCK * len(twin.blocks)
+        lane.known = twin.computed
         return lane
 
     def _open(self, request: Request) -> Lane:
@@ -176,4 +199,5 @@ class Drafter:
         id = sample(lane.twin, logits, best, self._bounds).id
         lane.twin.ids.append(id)
         ended = id in self._bounds.ends and not lane.twin.options.ignore_end
+        ended |= any(guide.complete(lane.twin.answer) for guide in lane.twin.guides)
         lane.wanted = 0 if ended else lane.wanted - 1

@@ -18,8 +18,8 @@ Rows = Callable[[int, np.ndarray], None]  # (position of the first row, logits [
 class Guide(Protocol):
     """Which ids may come next: a pure function of the ids generated so far, whatever it keeps."""
 
-    def mask(self, ids: Sequence[int], /) -> np.ndarray:
-        """uint32 words: bit i % 32 of word i // 32 says whether id i may follow `ids`."""
+    def mask(self, ids: Sequence[int], /) -> np.ndarray | None:
+        """uint32 words: bit i % 32 of word i // 32 says whether id i may follow; None: any may."""
         ...
 
     def complete(self, ids: Sequence[int], /) -> bool:
@@ -94,6 +94,7 @@ class Request:
         draws: one per sampled id, with log-probabilities; `ending` is the end id's.
         rows_from: the first position whose logits `rows` is given.
         guides: all of them must allow an id.
+        ends: ids that end it beside the model's own.
         speculator: guesses what follows; None: nothing does.
         stop: the end id or stop string met, "complete" (nothing can follow by a guide),
             "loop", "max_tokens", "context" or "abort"; None while it runs.
@@ -110,6 +111,8 @@ class Request:
     rows_from: int = 0
     guides: tuple[Guide, ...] = ()
     speculator: Speculator | None = None
+    ends: frozenset[int] = frozenset()
+    home: object = None  # the scheduler of the engine that took it
     wake: Callable[[], object] = _nobody  # told after each step of a thread that moved it
     computed: int = 0
     started: bool = False  # it has run once, whether or not it does now

@@ -169,29 +169,32 @@ def dry(ids: Sequence[int], how: Sampling) -> dict[int, float]:
     """
     if not how.dry_multiplier:
         return {}
+    steepness = float(log(np.array(how.dry_base)))
+    return {
+        id: how.dry_multiplier * _power((length - how.dry_allowed_length) * steepness)
+        for id, length in _repetitions(ids, how).items()
+        if id not in how.dry_breakers
+    }
+
+
+def _power(exponent: float) -> float:
+    return float(exp(np.array(min(exponent, DRY_POWER))))
+
+
+def _repetitions(ids: Sequence[int], how: Sampling) -> dict[int, int]:
+    """Of each id that would continue a repetition the longest such length."""
     past = np.asarray(ids[len(ids) - how.dry_range if 0 < how.dry_range < len(ids) else 0 :])
     breaks = np.flatnonzero(np.isin(past, how.dry_breakers))
     most = len(past) - 1 - breaks[-1] if len(breaks) else len(past)
-    ends, length, longest = np.arange(len(past)), 0, {}  # what stands before past[end] is compared
-    while True:
-        if length >= how.dry_allowed_length:
-            longest |= dict.fromkeys(past[ends].tolist(), length)
-        if length == most:
-            break
-        ends = ends[ends > length]
-        ends = ends[past[ends - 1 - length] == past[-1 - length]]
+    ends, longest = np.arange(len(past)), {}  # what stands before past[end] is compared
+    for length in range(1, most + 1):
+        ends = ends[ends >= length]
+        ends = ends[past[ends - length] == past[-length]]
         if not len(ends):
             break
-        length += 1
-    steepness = float(log(np.array(how.dry_base)))
-    powers = {
-        id: min((n - how.dry_allowed_length) * steepness, DRY_POWER) for id, n in longest.items()
-    }
-    return {
-        id: how.dry_multiplier * float(exp(np.array(power)))
-        for id, power in powers.items()
-        if id not in how.dry_breakers
-    }
+        if length >= how.dry_allowed_length:
+            longest |= dict.fromkeys(past[ends].tolist(), length)
+    return longest
 
 
 def _masked(

@@ -64,7 +64,7 @@ class NativeRuntime:
         self.vocab_size = plan.logits.width
         self.threads = _checked_threads(threads)
         self.kv, self.isa = _checked("kv", kv, ("f32", "bf16", "int8")), _checked_isa(isa)
-        self._records, self._names, self._weights = plan.records, names or {}, weights
+        self._records, self._names, self.weights = plan.records, names or {}, weights
         self._plan = _module().Plan(
             self.isa,
             self.threads,
@@ -155,7 +155,7 @@ class NativeRuntime:
         """The record's first weight that is not finite; all of its matrices, if they are."""
         record = self._records[index]
         weights = [w for w in record.inputs if isinstance(w, Weight)]
-        bad = [w for w in weights if w.name in self._weights and not _finite(self._weights[w.name])]
+        bad = [w for w in weights if w.name in self.weights and not _finite(self.weights[w.name])]
         found = bad[:1] or [w for w in weights if len(w.shape) == 2] or weights
         names = [self._names.get(w.name, w.name) for w in found]
         return f"{' or '.join(names) or f'result {index}'} ({record.op})"

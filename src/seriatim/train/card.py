@@ -12,10 +12,13 @@ from ml_dtypes import bfloat16
 from torch import Tensor
 
 from seriatim.codecs import Codec
+from seriatim.files.regular import listed
 from seriatim.models import checkpoint
-from seriatim.train.data import Split
+from seriatim.train.data import Prepared
 from seriatim.train.dial import THETA, Dial
 from seriatim.train.report import Score
+
+NAMED = 100  # files, on the card
 
 
 def write_model(
@@ -49,15 +52,18 @@ def _one(ids: Sequence[int]) -> int | list[int] | None:
 def command(asked: Mapping[str, Any], train: Callable[..., Path]) -> str:
     """The command line that asks for the same: options that differ from `train`'s defaults."""
     defaults = {name: p.default for name, p in signature(train).parameters.items()}
-    quiet = ("data", "resume", "report", "threads", "save_every")
+    quiet = ("data", "resume", "report", "threads", "save_every", "cache")
     options = {k: v for k, v in asked.items() if k not in quiet and v != defaults[k]}
     words = [*_many(asked["data"])]
     for name, value in options.items():
-        words += [w for one in _many(value) for w in (f"--{name.replace('_', '-')}", one)]
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [w for one in _many(value) for w in (flag, one)]
     return shlex.join(["seriatim", "train", *words])
 
 
 def _many(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [f"{path}={weight}" for path, weight in value.items()]
     return [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
 
 
@@ -67,13 +73,13 @@ def write_card(
     command: str,
     dial: Dial,
     steps: int,
-    parts: Split,
+    parts: Prepared,
     score: Score,
     samples: Sequence[tuple[str, str]],
 ) -> None:
     """Write README.md: command, size, data, score with its standard error, samples as they came."""
     size = (out / "model.safetensors").stat().st_size
-    trained, held_out = (", ".join(d.name for d in p) for p in (parts.train, parts.validation))
+    trained, held_out = (listed(names, NAMED) for names in (parts.trained, parts.held_out))
     shape = "\n".join(f"| {name} | {value} |" for name, value in vars(dial).items())
     shown = "\n\n".join(f"> **{prompt}**{_quoted(text)}" for prompt, text in samples)
     card = f"""# {out.name}

@@ -25,7 +25,7 @@ SAMPLES = 3  # on the card
 
 
 def train(
-    data: sources.Paths,
+    data: sources.Data,
     *,
     codec: str = "text",
     size: str,
@@ -36,7 +36,11 @@ def train(
     adapter: str | Path | None = None,
     seed: int = 0,
     resume: bool = False,
-    validation: sources.Paths | None = None,
+    validation: sources.Paths | float | None = None,
+    field: str = "text",
+    separator: str | None = None,
+    cache: str | Path | None = None,
+    isolate: bool = False,
     vocab_size: int | None = None,
     width: int | None = None,
     depth: int | None = None,
@@ -63,8 +67,9 @@ def train(
     """Train a model on files and write it as a Hugging Face folder that `seriatim.load` takes.
 
     Args:
-        data: a file, folder or glob pattern, or a list of them; UTF-8, each file a document.
-        codec: "text" (a byte-level BPE learned from `data`) or "byte".
+        data: files, folders or glob patterns, plain or .jsonl, gzipped or not; "PATH=WEIGHT" or a
+            mapping to weights mixes them. What is larger than memory stays on disk.
+        codec: "text" (a byte-level BPE learned from `data`), "byte", or a folder that holds one.
         size: "0.01M" to "1B" parameters; every number not given follows from it (`dial.py`).
         steps: optimizer steps.
         out: the run folder: the model, and `checkpoints/` while it trains.
@@ -73,8 +78,14 @@ def train(
         seed: fixes weights, batches and split: equal runs on one machine give equal bits.
         resume: go on from the newest whole checkpoint in `out`, or start if there is none. `steps`
             may differ from before as long as neither schedule has begun to fall.
-        validation: held-out files, or names of files of `data`; default: a tenth of the files, or
-            the last tenth of a lone file.
+        validation: held-out files, names of files of `data`, or a share of the documents, chosen
+            by a hash of their content; default: a tenth (of more than 40 MB, about 4 MB), or the
+            last tenth of a lone plain file.
+        field: the text of a .jsonl line.
+        separator: between documents of a plain file; default: a file is one document.
+        cache: folder of the encoded data; default: ~/.cache/seriatim/shards.
+        isolate: keep attention within each document of a row; default: only the start id tells a
+            document from the one before it, and training is faster.
         vocab_size, width, depth, heads, kv_heads, ffn, context: instead of the size's own.
         batch: windows of `context` ids in a step.
         optimizer: "muon" (hidden matrices; AdamW for the rest) or "adamw".
@@ -114,8 +125,19 @@ def train(
     keep_freed_memory()
 
     # Data, codec, model.
-    parts = sources.split(data, validation, seed)
-    tokens = run.make_codec(codec, parts.train, vocab_size or vocabulary(parse(size)))
+    parts = sources.prepare(
+        data,
+        codec=codec,
+        vocab_size=vocab_size or vocabulary(parse(size)),
+        validation=validation,
+        seed=seed,
+        field=field,
+        separator=separator,
+        cache=cache,
+        processes=threads or torch.get_num_threads(),
+        say=say,
+    )
+    tokens, held = parts.codec, parts.held
     numbers = dial(
         size,
         tokens.size,
@@ -130,10 +152,10 @@ def train(
         optimizer=optimizer,
     )
     windows, length = numbers.batch, numbers.context
-    learned = sources.encode(parts.train, tokens)
-    held = sources.encode(parts.validation, tokens)
-    sources.check_length(learned, windows=windows, context=length)
-    stream = sources.stored(folder, "train", learned)
+    batches = sources.Batches(
+        parts.groups, context=length, windows=windows, seed=seed, folder=parts.cache
+    )
+    sources.write_refused(folder, parts.refused)
     model = Model(numbers.spec, seed=seed, device=device, precision=precision)
     update = Optimizer(
         model.weights,
@@ -147,11 +169,12 @@ def train(
     warmup = min(50, steps // 10) if warmup is None else warmup
     plan = {"kind": schedule, "steps": steps, "warmup": warmup, "decay": decay}
     chosen = {"seed": seed, "precision": precision, "device": device, "clip": CLIP}
+    chosen |= {"isolate": isolate}
     rates = {"rest": update.rest, "weight_decay": weight_decay}
     state = run.State(
         folder, vars(numbers) | chosen | rates, plan, parts.digest, run.digest(tokens)
     )
-    first = state.restore(model.weights, update.state, say) if resume else 0
+    first = state.restore(model.weights, update.state, batches, say) if resume else 0
     every = save_every or max(1, steps // 20)
     say(
         Started(
@@ -159,9 +182,10 @@ def train(
             parameters=numbers.parameters,
             steps=steps,
             first=first,
-            documents=len(parts.train),
-            ids=len(stream),
-            held_out=tuple(document.name for document in parts.validation),
+            documents=parts.documents,
+            ids=parts.ids,
+            held_out=parts.held_out,
+            padding=batches.padding,
             unit=tokens.unit,
         )
     )
@@ -170,8 +194,7 @@ def train(
     begun = time.monotonic()
     with run.Interrupt() as interrupt:
         for step in range(first, steps):
-            ids = sources.batch(stream, step=step, seed=seed, windows=windows, context=length)
-            loss = model.loss(ids)
+            loss = model.loss(batches.take(), isolate=isolate)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.weights.values(), CLIP).item()
             nats = loss.item()
@@ -190,7 +213,7 @@ def train(
             speed, left = windows * length / spent, spent * (steps - done)
             say(Progress(done, steps, nats, norm, share, speed, left))
             if done % every == 0 or done == steps or interrupt.asked:
-                state.save(done, model.weights, update.state, say)
+                state.save(done, model.weights, update.state, batches.position, say)
             if interrupt.asked:
                 say(Note(f"stopped after step {done} of {steps}: run again with resume to go on"))
                 raise KeyboardInterrupt

@@ -12,6 +12,8 @@ from seriatim.kernels.torch_fast import TorchOps, cross_entropy
 from seriatim.models.forward import forward
 from seriatim.models.spec import Spec, weights
 from seriatim.train import evaluate
+from seriatim.train.batches import NOTHING, Batch
+from seriatim.train.isolated import IsolatedOps
 from seriatim.train.report import Score
 
 EMBEDDING_STD = 0.02
@@ -29,16 +31,26 @@ class Model:
         self.spec, self.device, self.precision = spec, device, precision
         self.weights = initial(spec, seed=seed, device=device)
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """Logits [window * position, vocab] of `ids` [window, position]."""
-        half = self.precision == "bf16"
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
-            return forward(TorchOps(ids.to(self.device)), self.spec, self.weights)
+    def logits(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Logits [window * position, vocab] of `ids` [window, position].
 
-    def loss(self, ids: np.ndarray) -> Tensor:
-        """Mean nats per next id of `ids` int64 [window, context + 1]."""
-        both = torch.from_numpy(ids).to(self.device)
-        return cross_entropy(self.logits(both[:, :-1]).float(), both[:, 1:].reshape(-1))
+        With `segments` [window, position] each document of a window is alone.
+        """
+        half, ids = self.precision == "bf16", ids.to(self.device)
+        ops = TorchOps(ids) if segments is None else IsolatedOps(ids, segments.to(self.device))
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
+            return forward(ops, self.spec, self.weights)
+
+    def loss(self, batch: Batch, *, isolate: bool = False) -> Tensor:
+        """Mean nats per target of `batch`; `isolate` keeps attention within its documents."""
+        inputs, targets, segments = map(
+            torch.from_numpy, (batch.inputs, batch.targets, batch.segments)
+        )
+        logits = self.logits(inputs, segments if isolate else None).float()
+        wanted = targets.reshape(-1)
+        if not (there := wanted != NOTHING).all():
+            logits, wanted = logits[there.to(self.device)], wanted[there]
+        return cross_entropy(logits, wanted.to(self.device))
 
     def score(
         self, documents: Sequence[np.ndarray], codec: Codec, *, step: int, most: int | None = None

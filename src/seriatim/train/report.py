@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from seriatim.files.regular import listed
 from seriatim.train.dial import Dial
 
 
@@ -18,8 +19,9 @@ class Started:
     first: int  # the step that runs next: above 0 after a resume
     documents: int
     ids: int  # to train on
-    held_out: tuple[str, ...]  # validation documents
+    held_out: tuple[str, ...]  # files of validation documents
     unit: str
+    padding: float = 0.0  # share of the rows of an epoch that nothing fills
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,11 @@ def describe(event: Event) -> str:
     match event:
         case Started():
             shape = ", ".join(f"{name} {value}" for name, value in vars(event.dial).items())
+            full = f"rows {1 - event.padding:.1%} full"
             return (
                 f"{event.parameters:,} parameters: {shape}\n"
-                f"{event.documents} documents, {event.ids:,} ids; held out: "
-                f"{', '.join(event.held_out)}; step {event.first} of {event.steps}"
+                f"{event.documents:,} documents, {event.ids:,} ids, {full}; "
+                f"held out: {listed(event.held_out, 8)}; step {event.first} of {event.steps}"
             )
         case Progress():
             ends = event.step % 10 == 0 or event.step == event.steps

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import signal
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,11 +13,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from seriatim import registry
-from seriatim.codecs import Codec
+from seriatim import codecs, registry
+from seriatim.codecs import Codec, Records
 from seriatim.errors import FileError, RequestError
+from seriatim.train.batches import Batches
 from seriatim.train.checkpoint import Checkpoint, newest, save_checkpoint
-from seriatim.train.data import Document
 from seriatim.train.report import Note, Report, Saved
 
 KNOWN: Mapping[str, tuple[Any, ...]] = {
@@ -101,18 +101,50 @@ class Interrupt:
         self.asked = True
 
 
-def make_codec(name: str, documents: Iterable[Document], vocab_size: int) -> Codec:
-    """The codec of that name; one that learns its ids learns them from `documents`.
+@dataclass(frozen=True)
+class Maker:
+    """Where a run's codec comes from: it is there, or it learns its ids.
+
+    Attributes:
+        codec: None until it is learned.
+        learn: from texts and a vocabulary size.
+        text: its objects are text, rather than any bytes.
+        objects: it reads files of its own kind.
+    """
+
+    codec: Codec | None = None
+    learn: Callable[[Iterable[str], int], Codec] | None = None
+    text: bool = True
+    objects: bool = False
+
+    def make(self, texts: Iterable[str], vocab_size: int) -> Codec:
+        """The codec; `texts` are read only by one that learns."""
+        return self.codec or self.learn(texts, vocab_size)  # type: ignore[misc]
+
+
+def maker(name: str) -> Maker:
+    """Where the codec of that name comes from; a folder holds one that was saved.
 
     Raises:
         RequestError: no such codec.
+        FileError: the folder holds none.
     """
+    if Path(name).is_dir():
+        if (codec := codecs.load(Path(name))) is None:
+            raise FileError(f"{name} holds no codec", expected="a model's folder")
+        return _given(codec)
     module = registry.get("seriatim.codecs", name)
     if name == "byte":
-        return module.ByteCodec()
+        return _given(module.ByteCodec())
     if not hasattr(module, "train"):
         raise RequestError(f"codec {name} cannot be trained with", expected='"text" or "byte"')
-    return module.train((document.text for document in documents), vocab_size)
+    return Maker(learn=module.train)
+
+
+def _given(codec: Codec) -> Maker:
+    kinds = {type(raw) for raw in codec.examples()}
+    objects = isinstance(codec, Records) or not kinds <= {str, bytes}
+    return Maker(codec, text=kinds == {str}, objects=objects)
 
 
 def digest(codec: Codec) -> str:
@@ -138,21 +170,26 @@ class State:
         step: int,
         weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Tensor],
+        position: Mapping[str, Any],
         say: Report,
     ) -> None:
-        """Keep the state after `step` steps."""
+        """Keep the state after `step` steps; `position` is where the next batch begins."""
         held = {name: tensor.detach().cpu() for name, tensor in weights.items()}
         moments = {name: tensor.cpu() for name, tensor in optimizer.items()}
-        folder = save_checkpoint(self.out, Checkpoint(step, held, moments, self._json()))
+        now = self._json() | {"position": dict(position)}
+        folder = save_checkpoint(self.out, Checkpoint(step, held, moments, now))
         say(Saved(step, folder))
 
     def restore(
         self,
         weights: Mapping[str, Tensor],
         optimizer: MutableMapping[str, Tensor],
+        batches: Batches,
         say: Report,
     ) -> int:
         """Load the newest whole checkpoint, if any; the number of steps done.
+
+        `batches` goes on where that run was.
 
         Raises:
             FileError: it belongs to a run with other data, codec, options or schedule.
@@ -167,6 +204,7 @@ class State:
         before, now = found.state.get("threads"), torch.get_num_threads()
         if before != now:
             say(Note(f"on {now} threads, {before} before: equal to rounding, not to the bit"))
+        batches.seek(found.state.get("position", {}))
         with torch.no_grad():
             for name, tensor in weights.items():
                 tensor.copy_(found.weights[name])

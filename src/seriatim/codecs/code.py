@@ -1,0 +1,190 @@
+"""Code with a gap to fill, as the families of code models write it.
+
+A prompt shows what comes before and after the gap, in the order prefix, suffix, middle or suffix,
+prefix, middle (Bavarian et al. 2022, arXiv:2207.14255), and the model writes the middle. The ids
+around the parts are the tokenizer's own added ones; the parts are plain text, whatever they say.
+
+    code.infill(codec, code.of(codec), "def f(x):\n    return ", "\n")
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seriatim.codecs import Codec, text
+from seriatim.codecs._wrapped import Wrapped
+from seriatim.errors import FileError, RequestError, shown
+
+PREFIX, SUFFIX = "prefix", "suffix"  # the places of the two texts in an order
+ORDERS = ("psm", "spm")
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family of models writes a gap.
+
+    Attributes:
+        name: of the models.
+        psm, spm: the texts of the ids around PREFIX and SUFFIX; no `spm`: none was published.
+        file, repository: the texts before a file's and a repository's name.
+        ends: texts whose ids end the middle, beside those of `psm`, `file` and `repository`.
+        tight: a suffix begins without the space that the tokenizer puts in front of a text.
+    """
+
+    name: str
+    psm: tuple[str, ...]
+    spm: tuple[str, ...] = ()
+    file: str = ""
+    repository: str = ""
+    ends: tuple[str, ...] = ()
+    tight: bool = False
+
+    @property
+    def marks(self) -> set[str]:
+        """The texts without which a vocabulary is of another family."""
+        return {*self.psm, self.file, self.repository} - {PREFIX, SUFFIX, ""}
+
+
+def _family(name: str, begin: str, suffix: str, middle: str, **rest: Any) -> Family:
+    """One whose orders are those of SantaCoder: the second is "variant 2" of the paper."""
+    psm = (begin, PREFIX, suffix, SUFFIX, middle)
+    return Family(name, psm, (begin, suffix, SUFFIX, middle, PREFIX), **rest)
+
+
+_STAR = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+_QWEN = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+_PADS = ("<fim_pad>", "<|endoftext|>")
+
+# From the models' cards, papers and tokenizers; the first whose marks are all there is meant.
+FAMILIES = (
+    _family("StarCoder2", *_STAR, file="<file_sep>", repository="<repo_name>", ends=_PADS),
+    _family("StarCoder", *_STAR, file="<filename>", repository="<reponame>", ends=_PADS),
+    _family("others with StarCoder's", *_STAR, ends=_PADS),
+    _family(
+        "SantaCoder", "<fim-prefix>", "<fim-suffix>", "<fim-middle>",
+        ends=("<fim-pad>", "<|endoftext|>"),
+    ),
+    _family(
+        "CodeLlama", "▁<PRE>", "▁<SUF>", "▁<MID>", ends=("▁<EOT>",), tight=True
+    ),
+    Family(
+        "Qwen2.5-Coder", (_QWEN[0], PREFIX, _QWEN[1], SUFFIX, _QWEN[2]),
+        file="<|file_sep|>", repository="<|repo_name|>",
+        ends=("<|fim_pad|>", "<|endoftext|>", "<|im_end|>"),
+    ),
+    Family(
+        "CodeGemma", (_QWEN[0], PREFIX, _QWEN[1], SUFFIX, _QWEN[2]),
+        file="<|file_separator|>",
+    ),
+    Family(
+        "DeepSeek-Coder",
+        ("<｜fim▁begin｜>", PREFIX, "<｜fim▁hole｜>", SUFFIX, "<｜fim▁end｜>"),
+        ends=("<|EOT|>", "<｜end▁of▁sentence｜>"),
+    ),
+)  # fmt: skip
+
+
+def of(codec: Codec) -> Family:
+    """The family whose ids a codec has.
+
+    Raises:
+        RequestError: it has none that mark a gap.
+    """
+    found = next((f for f in FAMILIES if f.marks <= codec.added.keys()), None)
+    if found is None:
+        names = ", ".join(family.name for family in FAMILIES)
+        raise RequestError(
+            "the model cannot fill a gap: its vocabulary has no ids that mark one",
+            expected=f"added ids such as {', '.join(_STAR)}: those of {names}",
+            fix="use a model that was trained to infill, or give a prompt",
+        )
+    return found
+
+
+def infill(codec: Codec, family: Family, prefix: Any, suffix: Any, order: str = "psm") -> list[int]:
+    """The ids that ask for what lies between two texts; the start id is not among them.
+
+    Args:
+        codec: of the model.
+        family: how it writes a gap.
+        prefix: what comes before the gap.
+        suffix: what comes after it.
+        order: "psm" or "spm": which of the two is shown first.
+
+    Raises:
+        RequestError: an order that is none, or that the family does not have; a text that the
+            vocabulary cannot express.
+    """
+    if order not in ORDERS:
+        raise RequestError(f"fim_order is {shown(order)}", expected="'psm' or 'spm'")
+    if order == "spm" and not family.spm:
+        raise RequestError(
+            f"fim_order is 'spm' and {family.name} has no such order", fix="use 'psm'"
+        )
+    texts = {PREFIX: prefix, SUFFIX: suffix}
+    ids: list[int] = []
+    for part in family.spm if order == "spm" else family.psm:
+        if part not in texts:
+            ids.append(codec.added[part])
+        elif part == SUFFIX and family.tight:
+            ids += _tight(codec, family, suffix)
+        else:
+            ids += codec.weave([texts[part]], quoted=_quoted(family))
+    return ids
+
+
+def ends(codec: Codec, family: Family) -> tuple[int, ...]:
+    """The ids that end a middle: what belongs to no text of a file."""
+    texts = sorted(_quoted(family))
+    return tuple(codec.added[text] for text in texts if text in codec.added)
+
+
+class CodeCodec(Wrapped):
+    """Code by a tokenizer that can mark gaps, over the codec of the tokenizer.
+
+    Raises:
+        RequestError: it has no ids that mark a gap.
+    """
+
+    name = "code"
+
+    def __init__(self, base: Codec) -> None:
+        super().__init__(base)
+        self.family = of(base)
+
+    def infill(self, prefix: Any, suffix: Any, order: str = "psm") -> list[int]:
+        """The ids that ask for what lies between two texts."""
+        return infill(self.base, self.family, prefix, suffix, order)
+
+
+def load(folder: Path, options: dict[str, Any]) -> CodeCodec | None:
+    """The codec of a folder with tokenizer files.
+
+    Raises:
+        FileError: a file is damaged, `options` holds what the text codec does not know, or the
+            vocabulary has no ids that mark a gap.
+    """
+    if (base := text.load(folder, options)) is None:
+        return None
+    try:
+        return CodeCodec(base)
+    except RequestError as error:
+        raise FileError(f"{folder}: {error.seen}", expected=error.expected) from error
+
+
+def specimens() -> list[CodeCodec]:
+    """Codecs for the law tests."""
+    return [CodeCodec(text.train(text.EXAMPLES, 300, marks=[*_STAR, "<file_sep>", "<repo_name>"]))]
+
+
+def _quoted(family: Family) -> set[str]:
+    return {*family.marks, *family.ends}
+
+
+def _tight(codec: Codec, family: Family, suffix: str) -> list[int]:
+    """A text without the space in front: CodeLlama's `encode_infilling`, face and all."""
+    face = codec.weave(["☺"])
+    ids = codec.weave(["☺" + suffix], quoted=_quoted(family))
+    if ids[: len(face)] != face:
+        raise RequestError(f"the tokenizer joins '☺' to {suffix!r:.40}", fix="use another suffix")
+    return ids[len(face) :]

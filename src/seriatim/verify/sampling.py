@@ -51,6 +51,21 @@ def _drawn(lab: Lab) -> list[Case]:
         "few ids, all seen": {"allowed_ids": few, "repetition_penalty": 4.0},
         "banned and favoured": {"banned_ids": few[:2], "logit_bias": {few[-1]: 2.5}},
         "forced, then free": {"forced_ids": lab.ids(5, stem=71)},
+        "no repetition": {
+            "allowed_ids": few[:3],
+            "dry_multiplier": 1.1,
+            "dry_allowed_length": 1,
+            "dry_range": 12,
+            "dry_breakers": few[:1],
+            "temperature": 0.8,
+        },
+        "no likely ids": {
+            "typical_p": 0.8,
+            "xtc_probability": 0.6,
+            "xtc_threshold": 0.03,
+            "dynatemp_range": 0.5,
+            "filters": ("typical_p", "xtc", "temperature"),
+        },
     }
     return cases + [
         lab.case("plain", 20 + i, most=most, stem=80 + i, options=how)
@@ -135,13 +150,20 @@ FILTERS: list[dict[str, Any]] = [
     *({"temperature": 2.0, "top_p": p} for p in (0.05, 0.3, 0.6, 0.95)),
     *({"temperature": 2.0, "min_p": p} for p in (0.9, 0.5, 0.1)),
     {"temperature": 1.5, "top_k": 8, "top_p": 0.7, "min_p": 0.2},
-]
+    *({"temperature": 2.0, "typical_p": p} for p in (0.2, 0.9)),
+    *({"temperature": 2.0, "xtc_probability": 0.7, "xtc_threshold": t} for t in (0.02, 0.1)),
+    {"temperature": 1.0, "dynatemp_range": 0.9, "dynatemp_exponent": 0.7},
+    {"temperature": 3.0, "min_p": 0.3, "top_k": 4, "filters": ("min_p", "temperature", "top_k")},
+    {"temperature": 3.0, "top_p": 0.5, "typical_p": 0.7, "dynatemp_range": 2.0,
+     "filters": ("top_p", "typical_p", "temperature")},
+    {"temperature": 0, "xtc_probability": 0.5, "filters": ("xtc", "temperature")},
+]  # fmt: skip
 
 
 def filters(lab: Lab) -> Seen:
     """Draws at places of the model's own logits, where a filter's edge is often the one drawn."""
     logits = _rows(lab)
-    each = 400 if lab.thorough else 120
+    each = 400 if lab.thorough else 100 if lab.model.vocab_size < 10_000 else 20
     equal, edges = 0, 0
     for number, how in enumerate(FILTERS):
         for i in range(each):
@@ -176,9 +198,8 @@ def _last(row: np.ndarray, how: dict[str, Any]) -> int:
     """The least likely id that the filters leave."""
     if not how.get("temperature"):
         return -1
-    z = (row.astype(np.float64) - row.max()) / how["temperature"]
-    kept, _ = definition.survivors(z, how)
-    return int(kept[z[kept].argmin()]) if len(kept) < len(z) else -1
+    kept, z, _ = definition.survivors(row.astype(np.float64), how)
+    return int(kept[z.argmin()]) if len(kept) < len(row) else -1
 
 
 # ---- shares ------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def survivors(
     Scores are relative to the best. `coin` in (0, 1) is XTC's.
     """
     ids = np.flatnonzero(x > -np.inf)
-    ids = ids[np.lexsort((ids, -x[ids]))]  # falling, equals by rising id
+    ids = ids[np.argsort(-x[ids], kind="stable")]  # falling, equals by rising id
     z, sure = x[ids], True
     order = how.get("filters", tuple(FILTERS))
     for name in order if "temperature" in order else ("temperature", *order):

@@ -18,6 +18,7 @@ from seriatim.verify.report import Broken, Check, Seen
 LOGPROB = 1e-6  # the engine's normaliser is a sum of integers, ours of floats
 RARE = 5.2  # standard normal quantile of 1e-7: how seldom a right sampler fails one test
 NEARLY = 2.326  # of 0.99: how surely a fault of the stated size is seen
+MANY = 4_096  # ids of which shares are counted; `noise` and `filters` draw from all
 SHARES = 16  # into which the vocabulary is cut: about equally likely
 
 
@@ -38,11 +39,11 @@ def noise(lab: Lab) -> Seen:
 
 def _drawn(lab: Lab) -> list[Case]:
     """Every sampling; seeds with a high half; samples; ids that forbid, force, favour others."""
-    most = 24 if lab.small else 8
+    most = 24 if lab.small else 6
     cases = [
         lab.case(name, 9 + 7 * i, most=most, stem=60 + i, sample=sample)
         for i, name in enumerate(SAMPLINGS)
-        for sample in ((0, 3) if i < 2 else (i,))
+        for sample in ((0, 3) if i < 2 and lab.small else (i,))
     ]
     few = sorted(set(lab.ids(6, stem=70)))
     history = {"allowed_ids": few, "frequency_penalty": 1.5, "presence_penalty": 0.5}
@@ -117,7 +118,7 @@ def _blind(lab: Lab, drawn: list[Any]) -> str:
         "history one id short": None,
     }
     count = dict.fromkeys(faults, 0)
-    for case, outcome in drawn[:: 1 if lab.small else 3]:
+    for case, outcome in drawn[:: 1 if lab.small else 5]:
         whole = [*case.ids, *outcome.ids]
         logits = lab.logits(whole)
         for place in range(len(case.ids), len(whole)):
@@ -166,10 +167,11 @@ def filters(lab: Lab) -> Seen:
     each = 400 if lab.thorough else 100 if lab.model.vocab_size < 10_000 else 20
     equal, edges = 0, 0
     for number, how in enumerate(FILTERS):
+        sampling = Sampling(**how)
         for i in range(each):
             row, seed = logits[i % len(logits)], SEED + 1_000 * number + i
             choice = definition.choose(row, {**how, "seed": seed}, ids=range(i + 5), prompt=i + 5)
-            seen = _draw(row, how, position=i + 5, seed=seed)
+            seen = _draw(row, sampling, position=i + 5, seed=seed)
             if choice.sure and seen != choice.id:
                 raise Broken(
                     f"a draw at position {i + 5}", options=how, seed=seed, logits=i % len(logits),
@@ -186,12 +188,9 @@ def _rows(lab: Lab) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate([logits[2:], logits[-1:] * np.float32(0.1)]))
 
 
-def _draw(
-    row: np.ndarray, how: dict[str, Any], *, position: int, seed: int, sample: int = 0
-) -> int:
+def _draw(row: np.ndarray, how: Sampling, *, position: int, seed: int, sample: int = 0) -> int:
     ids = range(position)
-    return sampler.draw(row, Sampling(**how), ids=ids, prompt=position, seed=seed, sample=sample,
-                        top=None).id  # fmt: skip
+    return sampler.draw(row, how, ids=ids, prompt=position, seed=seed, sample=sample, top=None).id
 
 
 def _last(row: np.ndarray, how: dict[str, Any]) -> int:
@@ -207,7 +206,7 @@ def _last(row: np.ndarray, how: dict[str, Any]) -> int:
 
 def distribution(lab: Lab) -> Seen:
     """Chi-square of many draws, over seeds, samples and positions, against probabilities."""
-    row = _rows(lab)[0]
+    row = _rows(lab)[0, :MANY].copy()
     count = 60_000 if lab.thorough else 6_000
     worst, smallest, draws = 0.0, 1.0, 0
     for how in ({"temperature": 1.0}, {"temperature": 1.7, "top_p": 0.9}):
@@ -247,7 +246,8 @@ def _tally(
 ) -> np.ndarray:
     """How often each share was drawn; one of seed, sample and position counts up."""
     at = {"seed": SEED, "sample": 1, "position": 7}
-    ids = [_draw(row, how, **{**at, what: at[what] + i}) for i in range(count)]
+    sampling = Sampling(**how)  # made once: its form for C++ takes longer than a draw
+    ids = [_draw(row, sampling, **{**at, what: at[what] + i}) for i in range(count)]
     return np.bincount(share[ids], minlength=share.max() + 1)
 
 
@@ -300,6 +300,7 @@ def logprobs(lab: Lab) -> Seen:
             _likeliest(lab, case, place, outcome.top[i], exact[place - 1])
             equal += 4
         equal += _prompt(lab, ids)
+    equal += _beyond(lab)
     return Seen(equal, f"any bit between generate and score; {LOGPROB:g} of log-softmax in float64")
 
 
@@ -329,6 +330,28 @@ def _prompt(lab: Lab, ids: list[int]) -> int:
         if not abs(value - own) <= LOGPROB + lab.close * max(1.0, abs(own)):
             raise Broken(f"prompt_logprobs[{i}] of {len(ids)} ids", expected=own, seen=value)
     return len(ids) - 1
+
+
+def _beyond(lab: Lab) -> int:
+    """More ids than a context: the first window whole, then the second half of each next."""
+    size = min(32, lab.model.context // 2 * 2)
+    ids = list(lab.ids(2 * size + 7, stem=92))
+    if lab.model.start:
+        ids[0] = (lab.model.start[0] + 1) % lab.model.vocab_size  # else it leads each window
+    ends = [size, *range(size + size // 2, len(ids), size // 2), len(ids)]
+    expected: list[float] = []
+    for end in ends:
+        window, first = ids[end - size : end], len(expected) + 1 - (end - size)
+        rows = definition.log_softmax(lab.logits(window))
+        expected += [float(rows[i - 1, window[i]]) for i in range(first, size)]
+    score = lab.private(context=size).score(ids)
+    for i, (own, said) in enumerate(zip(expected, score.logprobs, strict=True), 1):
+        if not abs(said - own) <= LOGPROB + lab.close * max(1.0, abs(own)):
+            raise Broken(f"score: id {i} of {len(ids)} in a context of {size}", expected=own,
+                         seen=said)  # fmt: skip
+    if not abs(score.nats + sum(expected)) <= len(ids) * (LOGPROB + lab.close) * 10:
+        raise Broken("score: nats", expected=-sum(expected), seen=score.nats)
+    return len(expected) + 1
 
 
 HELP = "do not rely on seeds here, and report this with the table"

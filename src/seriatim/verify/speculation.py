@@ -86,10 +86,11 @@ def guessing(lab: Lab) -> Seen:
         equal += lab.compare(case, alone, seen, "with guesses")
         _counted(case, seen.usage, oracles)
         drafted, right = drafted + oracles.drafted, right + oracles.right
+    few = 9 if lab.small else 16
     tight = 2 * len(cases) + len(cases) // 2
     ways = {
         "together, with guesses": {},
-        "together, with guesses, 9 ids in a step": {"budget": 9},
+        f"together, with guesses, {few} ids in a step": {"budget": few},
         "with guesses in a small cache": {"blocks": tight, "most": 4},
     }
     for how, limits in ways.items():

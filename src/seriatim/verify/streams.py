@@ -197,7 +197,7 @@ def ends(lab: Lab) -> Seen:
     end = lab.model.ends[-1] if lab.model.ends else lab.ids(1, stem=320)[0]
     tried = 0
     for least, most, temperature in ((0, 9, 1.0), (1, 9, 0), (5, 9, 1.0), (5, 6, 0), (5, 5, 1.0)):
-        for guesses in (None, *range(3)):
+        for guesses in (None, *range(3)) if lab.small else (None, 1):
             how = {
                 "min_tokens": least, "max_tokens": most, "temperature": temperature, "seed": SEED,
                 "logit_bias": {end: BIAS}, "logprobs": 0,
@@ -224,6 +224,7 @@ def _circles(lab: Lab) -> int:
     a, b, c, d = range(4)
     answer = [b, a, c, a, c, a, c, a, b, d, b, d, d, b, d, d, b, d, d, d, d, d, d, c, c]
     ways = [(times, longest) for times in (2, 3, 4) for longest in (1, 2, 3)]
+    ways = ways if lab.small else ways[1::3]
     for times, longest in ways:
         how = {
             "forced_ids": answer, "max_tokens": len(answer), "seed": 0, "ignore_end": True,

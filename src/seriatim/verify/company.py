@@ -176,7 +176,7 @@ def _held(lab: Lab, cases: Sequence[Case]) -> int:
     need(lab.most > length + most, "the context holds no request of that length")
     longest = lab.case("penalties", length, most=most, stem=40)
     blocks = _blocks(length + most) + _blocks(len(cases[0].ids) + 8)
-    group = [longest, *cases, *cases[:2]]
+    group = [longest, *cases, *cases[:2]] if lab.small else [longest, *cases[:2], cases[0]]
     return lab.company(group, "beside what is evicted", blocks=blocks, most=2)
 
 

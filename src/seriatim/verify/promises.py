@@ -3,37 +3,39 @@
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from seriatim.engine.options import SPECULATORS
-from seriatim.errors import RequestError
+from seriatim.errors import SeriatimError
 from seriatim.kernels.ops import BLOCK
 from seriatim.verify.lab import SEED, Lab, need
 from seriatim.verify.report import Broken, Check, LeftOut, Seen
 
 PATTERN = r"(cat|dog)s? (sat|ran) [a-d]{2,4}( and [a-d]{2,4}){0,2}\."
 CHOICES = ["the cat sat", "the cats", "a dog", "the dog ran and ran and ran"]
+TEXT = (
+    "cats sat ab and cd. the cats ran and ran. a dog ran ab and cd. the cat sat."  # to guess from
+)
 LONGEST = 48  # bytes of both, and so ids
 
 
 def constraints(lab: Lab) -> Seen:
     """Answers under a regex and choices: each whole by `re` and `in`, with guesses and without."""
-    need(lab.model.codec is not None, "the model has no codec: ids in, ids out")
-    need(lab.model.context > LONGEST + 12, "the context is too short")
+    need(hasattr(lab.model.codec, "pieces"), "constraints need a codec of text")
+    prompt = _prompt(lab)
+    need(lab.model.context > LONGEST + len(prompt), "the context is too short")
     ways = [
         ({"regex": PATTERN}, re.compile(PATTERN).fullmatch),
         ({"choices": CHOICES}, CHOICES.count),
     ]
     answers = 0
-    for number, (constraint, fits) in enumerate(ways):
+    for constraint, fits in ways:
         for temperature in (0, 2.0) if lab.small else (2.0,):
             how = {**constraint, "temperature": temperature, "max_tokens": LONGEST, "seed": SEED}
-            prompt = list(lab.ids(12, stem=330 + number))
-            plain = _answered(lab, prompt, how)
+            plain = lab.private().generate(prompt, **how)
             if plain.finish_reason == "length" or not fits(plain.text):
                 raise Broken("an answer", expected=constraint, seen=plain.text, ids=plain.ids)
             for name in SPECULATORS if lab.exact else ():
-                seen = _answered(lab, prompt, {**how, "speculate": name})
+                seen = lab.private().generate(prompt, speculate=name, **how)
                 if (seen.ids, seen.text, seen.stop) != (plain.ids, plain.text, plain.stop):
                     raise Broken(
                         f"an answer with speculate={name!r}", **constraint,
@@ -43,11 +45,11 @@ def constraints(lab: Lab) -> Seen:
     return Seen(answers, "an answer that does not match, or another with guesses")
 
 
-def _answered(lab: Lab, prompt: list[int], how: dict[str, Any]) -> Any:
+def _prompt(lab: Lab) -> list[int]:
     try:
-        return lab.private().generate(prompt, **how)
-    except RequestError as error:
-        raise LeftOut(f"no constraint can be tried: {error}") from error
+        return lab.model.codec.encode(TEXT)
+    except SeriatimError as error:
+        raise LeftOut("the codec's objects are no text") from error
 
 
 def prefix_files(lab: Lab) -> Seen:

@@ -66,8 +66,8 @@ RIGHT = {
 }
 
 
-def test_a_right_build_passes(folder):
-    found = rows(seriatim.load(folder))
+def test_a_right_build_passes(model):
+    found = rows(model)
     assert [row for row in found.values() if row.result == "failed"] == []
     assert all(row.power for row in found.values())
     assert {law for law, row in found.items() if row.result == "left out"} <= {"quantised", "torch"}

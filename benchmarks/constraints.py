@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
 
-from seriatim import constraining
 from seriatim.codecs import byte
+from seriatim.constraints import constraining
 from seriatim.engine.constrain import GrammarGuide, allows
 
 TIKTOKEN = Path(__file__).parents[2] / "shared/data/tokenizers/ort/phi-3-small/cl100k_base.tiktoken"

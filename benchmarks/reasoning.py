@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import seriatim
-from seriatim.answers import final_answer
+from seriatim.search.answers import final_answer
 
 AGAIN = "\n\nQuestion:"  # where a model that goes on would ask itself the next one
 

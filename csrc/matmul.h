@@ -54,10 +54,6 @@ struct Slab {
   const W* next;     // rows to ask memory for meanwhile, or none
 };
 
-SERIATIM_INLINE void fetch(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
-}
-
 // sums[r][t] += weights[r] x[t]. A register's worth of k at a time: `weight` is loaded once and
 // used T times, which the compiler must be told (it would rather load it T times).
 template <int R, int T, class W>

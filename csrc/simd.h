@@ -149,6 +149,11 @@ SERIATIM_INLINE Vec load_part(const f16* p) {
 
 #endif
 
+// Asks memory for what is wanted later; no access, so it may lie beyond an end.
+SERIATIM_INLINE void fetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
+}
+
 // ---- sixteen lanes -----------------------------------------------------------------------------
 
 struct f32x16 {

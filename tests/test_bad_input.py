@@ -58,6 +58,8 @@ OPTIONS: list[tuple[str, list[Any], list[str]]] = [
     ("processors", [5, [5], None, [len, "x"], "ab"], ["list of functions"]),
     ("priority", [1.5, 2**40, "x", None], ["whole number"]),
     ("tenant", [5, None, b"x"], ["a string"]),
+    ("speculate", ["oracle", True, 5, ["ngram"], np.array(["ngram", "suffix"])], ["'ngram' or"]),
+    ("loop_limit", [-1, 1.5, "2", None, True, np.array([1, 2])], ["whole number", "0 or more"]),
 ]
 SIZES = ["256", "at most 255"]
 
@@ -90,6 +92,16 @@ CALLS: list[tuple[str, Call, list[str]]] = [
         "all forced past the end",
         lambda m: m.generate("ab", forced_ids=[1] * 4, max_tokens=3),
         ["forced_ids", "4", "3"],
+    ),
+    (
+        "one forced that is banned",
+        lambda m: m.generate("ab", forced_ids=[1, 2], banned_ids=[2]),
+        ["forced_ids[1]", "2", "forbid"],
+    ),
+    (
+        "one forced that is not allowed",
+        lambda m: m.generate("ab", forced_ids=[1, 2], allowed_ids=[2]),
+        ["forced_ids[0]", "1", "forbid"],
     ),
     (
         "an id past the vocabulary",

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from test_law_company import Oracle, Served
 
 import seriatim
-from seriatim import grammars, registry, schemas
+from seriatim import registry
 from seriatim.codecs import _gguf, byte, text
-from seriatim.constraining import Constraints
+from seriatim.constraints import grammars, schemas
+from seriatim.constraints.constraining import Constraints
 from seriatim.engine import constrain
 from seriatim.engine.constrain import FOOTER, Grammar, GrammarGuide, Vocabulary, allows
 from seriatim.engine.engine import Engine

@@ -387,6 +387,51 @@ def test_a_request_may_abort_another_from_within(engine):
     assert requests[1].stop == "abort"
 
 
+@pytest.mark.parametrize("call", ["generate", "score", "logits", "stream", "step", "save_prefix"])
+def test_a_step_within_a_step_fails_the_request_that_asks_for_it_only(tmp_path, call):
+    """It would compute in the memory of the logits that others wait for."""
+    model = small.load("bytes")
+    engine = model.engine
+    calls = {
+        "generate": lambda: model.generate("x", max_tokens=2),
+        "score": lambda: model.score("some text"),
+        "logits": lambda: model.logits([1, 2, 3]),
+        "stream": lambda: list(model.stream("x", max_tokens=2)),
+        "step": Engine(model).step,
+        "save_prefix": lambda: model.save_prefix("x", tmp_path / "x.safetensors"),
+    }
+
+    def asks(ids, logits):
+        calls[call]()
+        return logits
+
+    how = dict(max_tokens=6, seed=2, logprobs=True, ignore_end=True)
+    alone = engine.add([4] * 9, **how)
+    run(engine, alone)
+    bad = engine.add([4] * 9, processors=[asks], **how)
+    others = [engine.add([4] * 9, **how) for _ in range(2)]
+    run(engine, bad, *others)
+    assert "within a step of the same model" in str(bad.error)
+    assert [r.draws for r in others] == [alone.draws] * 2
+    assert nothing_held(model)
+    assert model.generate("x", max_tokens=2).usage.generated == 2
+
+
+@pytest.mark.parametrize("foreign", [lambda other: other.add([1, 2, 3], max_tokens=3), lambda _: 5])
+def test_an_engine_is_asked_about_its_own_requests_only(engine, foreign):
+    other = Engine(engine.model)
+    asked = foreign(other)
+    other.step()
+    for call in (engine.abort, engine.follow):
+        with pytest.raises(RequestError, match="not of this engine"):
+            call(asked)
+    engine.check()
+    if isinstance(asked, Request):
+        run(other, asked)
+        assert asked.stop == "max_tokens"
+        engine.abort(asked)  # one that is done stays as it is
+
+
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory):
     """A model whose embedding of id 7 is NaN, and whose head is another tensor."""

@@ -99,7 +99,7 @@ class Scribbler(BlockPool):
     """Fills a block with NaN when it is handed out and when it is given back for good."""
 
     def __init__(self, runtime: Any, limit: int) -> None:
-        super().__init__(limit, lambda blocks: runtime.resize(max(blocks, runtime.blocks)))
+        super().__init__(limit, runtime.resize)
         self._poison = runtime.poison
 
     def take(self) -> Block | None:

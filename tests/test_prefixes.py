@@ -1,6 +1,7 @@
 """Saved prefixes: as good as computed where all that decides their bits agrees, refused else."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -310,6 +311,19 @@ def test_a_model_is_no_prefix_and_what_is_not_there_is_said(model, tmp_path):
             model.load_prefix(path)
     with pytest.raises(RequestError, match="tenant is 5"):
         model.load_prefix(tmp_path, tenant=5)
+
+
+@pytest.mark.parametrize("make", [lambda place: place.mkdir(), lambda place: os.mkfifo(place)])
+def test_what_is_no_file_is_not_replaced(model, tmp_path, make):
+    place = tmp_path / "there"
+    make(place)
+    (tmp_path / "link").symlink_to(place)
+    kind = place.lstat().st_mode
+    for path in (place, tmp_path / "link", "/", "."):
+        with pytest.raises(FileError, match="is there and not a file"):
+            model.save_prefix([1, 2, 3], path)
+    assert (tmp_path / "link").is_symlink()
+    assert place.lstat().st_mode == kind
 
 
 def test_a_file_appears_whole_or_not_at_all(model, saved, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import small
 
 from seriatim.engine.engine import Engine
-from seriatim.errors import ResourceError, SeriatimError
+from seriatim.errors import RequestError, ResourceError, SeriatimError
 
 WAIT = 30  # seconds until a test gives up; none waits that long
 
@@ -167,6 +167,23 @@ def test_a_fault_of_a_step_ends_all_requests_and_its_thread_with_the_reason(mode
     model.runtime.step = step
     engine.start()  # asked for again, it serves again
     assert model.generate([5, 6], max_tokens=2, seed=1).usage.generated == 2
+
+
+def test_a_processor_that_waits_for_its_own_thread_fails_its_request(model):
+    other = Engine(model)
+    model.engine.start()
+
+    def asks(ids, logits):
+        model.generate("b", max_tokens=1)
+        return logits
+
+    with pytest.raises(RequestError, match="within a step of the same model"):
+        model.generate("a", max_tokens=2, processors=[asks])
+    request = other.add([1], max_tokens=2, processors=[asks])
+    while not request.done:
+        other.step()
+    assert "within a step of the same model" in str(request.error)
+    assert model.generate("a", max_tokens=2).usage.generated == 2
 
 
 def test_its_thread_ends_with_the_engine():

@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seriatim import cli
-from seriatim.answers import canonical, final_answer
 from seriatim.engine.beams import ranked
 from seriatim.engine.engine import Engine
 from seriatim.engine.sampler_reference import dry
 from seriatim.engine.sampling import Sampling
 from seriatim.errors import NumericError, RequestError, SeriatimError
-from seriatim.overlap import overlap, profile
+from seriatim.search.answers import canonical, final_answer
+from seriatim.search.overlap import overlap, profile
 
 END = 2  # of the checkpoints
 

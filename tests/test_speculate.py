@@ -147,7 +147,7 @@ def test_guesses_whose_logits_are_not_finite_are_left_out(tmp_path, backend):
     assert told.usage.accepted == told.usage.drafted < 29
     if "backend" not in backend:  # torch's products depend on the batch, in the last bits
         assert told.draws == other.draws == good.draws
-    forced = engine.add(PROMPT, speculator=at, **dict(how, forced_ids=[5, 5, 7]))
+    forced = engine.add(PROMPT, speculator=at, **dict(HOW, forced_ids=[5, 5, 7]))
     run(engine, forced)
     assert isinstance(forced.error, NumericError)
 
@@ -350,6 +350,26 @@ def test_what_cannot_be_honoured_is_refused(options, words):
     with pytest.raises(RequestError) as refused:
         small.shared("bytes").generate("abc", max_tokens=2, **options)
     assert words in str(refused.value)
+
+
+def test_a_model_drafts_for_none_that_a_step_of_its_own_calls():
+    """Its logits wait to be read, and guesses would be computed in the same memory."""
+    model, other = small.load("bytes"), small.load("bytes")
+    truth = other.generate("abc", max_tokens=4, seed=1)
+    told = []
+
+    def asks(ids, logits):
+        told.append(other.generate("abc", max_tokens=4, seed=1, draft=model, draft_tokens=2))
+        return logits
+
+    model.generate("abc", max_tokens=4, seed=1, draft=other, draft_tokens=2)
+    how = dict(max_tokens=4, seed=2, logprobs=3, ignore_end=True)
+    engine = model.engine
+    requests = [engine.add(PROMPT, **how, processors=some) for some in ([asks], [], [])]
+    run(engine, *requests)
+    assert [r.draws for r in requests] == [alone(model.engine, **how).draws] * 3
+    assert {(*r.ids,) for r in told} == {(*truth.ids,)}
+    assert {r.usage.drafted for r in told} == {0}
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused(tmp_path):

@@ -737,3 +737,12 @@ def test_a_bad_option_is_refused(model):
     for bad in (dict(seed=-1), dict(seed="x"), dict(thorough=1), dict(original="no/such/folder")):
         with pytest.raises(seriatim.SeriatimError):
             model.verify(**bad)
+
+
+def test_a_verified_model_serves_as_before():
+    model = small.load("text")
+    before = model.generate("one", max_tokens=5, seed=1)
+    assert model.verify().ok
+    assert model.generate("one", max_tokens=5, seed=1).ids == before.ids
+    assert model.generate(["two " * 30, "three"], max_tokens=5, seed=1)
+    model.engine.check()

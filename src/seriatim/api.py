@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from seriatim import beaming, chatting, infilling, prefixes, requesting, selecting
+from seriatim import chatting, infilling, prefixes, requesting
 from seriatim import verify as laws
 from seriatim.codecs import Codec
 from seriatim.codecs.chat import Templates
-from seriatim.constraining import Constraints
+from seriatim.constraints.constraining import Constraints
 from seriatim.engine.cache import BlockPool
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import token_ids, whole
@@ -26,6 +26,7 @@ from seriatim.models.checkpoint import Checkpoint
 from seriatim.requesting import Prompt, codec_of, content, finish, open_stream, prompt_ids, several
 from seriatim.results import Score, Stream
 from seriatim.scoring import Logprobs, Window, standard_error, windows
+from seriatim.search import beaming, selecting
 from seriatim.speculating import Drafting
 
 MOST_SAMPLES = requesting.MOST_SAMPLES

@@ -75,6 +75,8 @@ def key(model: Keyed) -> dict[str, str]:
 def save(model: Keyed, key: Mapping[str, str], ids: list[int], path: str | Path) -> int:
     """Compute a prompt, or find it in the cache, and write its blocks: `Model.save_prefix`."""
     path = _path(path)
+    if path.exists() and not path.is_file():  # a device would be replaced as well
+        raise refuse(path, "is there and not a file", expected="a file's name")
     tensors = {"ids": np.array(ids, np.int32), "blocks": _computed(model, ids)}
     header = {VERSIONED: VERSION, **key}
     header[CONTENT] = _digest(header, tensors)

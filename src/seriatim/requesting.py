@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from seriatim import constraining
 from seriatim.breakers import breaking_ids
 from seriatim.codecs import Codec, Watch
 from seriatim.codecs import Stream as Decoding
-from seriatim.constraining import Constraints
+from seriatim.constraints import constraining
+from seriatim.constraints.constraining import Constraints
 from seriatim.engine.engine import Engine
 from seriatim.engine.options import NAMES, logprobs, token_ids
 from seriatim.engine.request import Guide, Request

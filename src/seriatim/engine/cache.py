@@ -10,12 +10,13 @@ to `limit`.
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from threading import RLock
-from typing import Protocol
+from threading import RLock, get_ident
+from typing import Any, Protocol
 from weakref import WeakSet
 
-from seriatim.errors import ResourceError
+from seriatim.errors import RequestError, ResourceError
 from seriatim.kernels.ops import BLOCK
 
 ROOT = 0  # the parent of a sequence's first block
@@ -70,11 +71,43 @@ class Runs:
         return max(some, key=lambda pair: pair[1], default=((), 0))
 
 
+class Turn:
+    """Holds a lock for a step. What a step calls cannot step: it would compute in the same memory.
+
+    Args:
+        lock: one that its thread may take again.
+
+    Attributes:
+        read: whether the step has computed, and its logits are read.
+    """
+
+    def __init__(self, lock: AbstractContextManager) -> None:
+        self._lock, self.read = lock, False
+        self._thread: int | None = None
+
+    def __enter__(self) -> None:
+        self.refuse_within()
+        self._lock.__enter__()
+        self._thread = get_ident()
+
+    def __exit__(self, *failure: Any) -> None:
+        self._thread, self.read = None, False
+        self._lock.__exit__(*failure)
+
+    def refuse_within(self) -> None:
+        """Raise a RequestError if this thread is within a step."""
+        if self._thread == get_ident():
+            raise RequestError(
+                "a step was asked for within a step of the same model, by a processor or the like",
+                fix="load the model a second time, and ask that",
+            )
+
+
 class BlockPool:
     """Every block is free, held by `users` sequences, or kept (unused, reusable).
 
     Of the blocks with one parent none that can be found begins another. A model has one pool for
-    all its engines: `lock` is held through each step of one.
+    all its engines: `lock` is held through each step of one, which is a `turn`.
 
     Args:
         limit: the most blocks there may be.
@@ -93,6 +126,7 @@ class BlockPool:
         self._gone_runs = Runs()
         self._serial = ROOT
         self.lock = RLock()
+        self.turn = Turn(self.lock)
         self.holders: WeakSet[Holder] = WeakSet()
 
     @property

@@ -161,7 +161,8 @@ class Controller(Speculator):
         drafts: dict[Request, Sequence[int]] = {}
         for group in groups.values():
             with idle(model := group[0][0].options.draft) as free:
-                drafts |= self._guessed(model, group, tokens) if free else {}
+                if free and not model.pool.turn.read:  # a step of its own has called for this one
+                    drafts |= self._guessed(model, group, tokens)
         return drafts
 
     def _guessed(self, model: Drafts, group: Asked, tokens: int) -> dict[Request, Sequence[int]]:

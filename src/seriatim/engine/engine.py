@@ -152,7 +152,7 @@ class Engine:
         request = Request(
             next(self._numbers), list(prompt), parsed, sample, watch, rows,
             whole("rows_from", rows_from, 0, len(prompt) - 1), tuple(guides), speculator,
-            frozenset(token_ids("ends", ends, self.model.vocab_size)),
+            frozenset(token_ids("ends", ends, self.model.vocab_size)), self.scheduler,
         )  # fmt: skip
         self._new.append(request)
         if self._runner is not None:
@@ -166,11 +166,16 @@ class Engine:
         return bool(self._new or self._late or scheduler.running or scheduler.waiting)
 
     def step(self) -> list[Request]:
-        """Compute once; the requests that moved on. An empty list: nothing is queued."""
-        with self.pool.lock:
+        """Compute once; the requests that moved on. An empty list: nothing is queued.
+
+        Raises:
+            RequestError: it is called by a processor, or by what else a step of the model calls.
+        """
+        with self.pool.turn:
             work, computed = self._compute()
             if not work:
                 return self._starved()
+            self.pool.turn.read = True
             for item, some in zip(work, computed, strict=True):
                 self._advance(item, some)
             return [item.request for item in work]
@@ -194,6 +199,7 @@ class Engine:
     def advance(self, ready: Callable[[], bool]) -> None:
         """Step, or wait for the thread that steps until `ready` or a second is over."""
         if self._runner is not None and self.runs:
+            self.pool.turn.refuse_within()
             self._runner.wait(ready)
         else:
             self.step()
@@ -204,8 +210,10 @@ class Engine:
         It starts the engine's thread. Leaving it early (`aclose`) ends the request.
 
         Raises:
+            RequestError: the request is not this engine's.
             SeriatimError: what ended the request.
         """
+        self._check_own(request)
         return follow(self, request)
 
     def abort(self, request: Request) -> None:
@@ -213,7 +221,11 @@ class Engine:
 
         It ends now, or after the step under way if the engine has a thread of its own: nobody
         waits for that.
+
+        Raises:
+            RequestError: the request is not this engine's.
         """
+        self._check_own(request)
         if self._runner is not None and self.runs:
             self._late.append(request)
             self._runner.wake()
@@ -246,6 +258,11 @@ class Engine:
             raise ResourceError(
                 f"{waiting} requests wait and the queue holds {self.queue}", fix="try again later"
             )
+
+    def _check_own(self, request: Request) -> None:
+        own = isinstance(request, Request) and (request.done or request.home is self.scheduler)
+        if not own:
+            raise RequestError("the request is not of this engine", fix="ask the one that took it")
 
     def _take_in(self) -> None:
         while self._new:

@@ -121,11 +121,22 @@ def _consistent(options: Options, vocab_size: int) -> Options:
             expected="no more forced ids than max_tokens",
         )
     _speculation(options)
-    allowed, banned = options.sampling.allowed_ids, set(options.sampling.banned_ids)
-    if len(banned) == vocab_size or (allowed is not None and banned.issuperset(allowed)):
-        raise RequestError("allowed_ids and banned_ids leave no id", fix="allow at least one")
+    _consistent_ids(options, vocab_size)
     _consistent_filters(options.sampling)
     return options
+
+
+def _consistent_ids(options: Options, vocab_size: int) -> None:
+    allowed, banned = options.sampling.allowed_ids, set(options.sampling.banned_ids)
+    left = None if allowed is None else set(allowed) - banned
+    if len(banned) == vocab_size or (left is not None and not left):
+        raise RequestError("allowed_ids and banned_ids leave no id", fix="allow at least one")
+    for place, id in enumerate(options.forced_ids):
+        if id in banned or (left is not None and id not in left):
+            raise RequestError(
+                f"forced_ids[{place}] is {id}, which allowed_ids or banned_ids forbid",
+                fix="force other ids, or allow it",
+            )
 
 
 def _consistent_filters(how: Sampling) -> None:
@@ -160,7 +171,7 @@ def _speculation(options: Options) -> None:
 
 
 def _speculator(name: str, value: Any, _: int) -> str:
-    if value not in SPECULATORS:
+    if not isinstance(value, str) or value not in SPECULATORS:
         expected = " or ".join(map(repr, SPECULATORS))
         raise RequestError(f"{name} is {shown(value)}", expected=expected)
     return value
@@ -244,9 +255,10 @@ def _filters(name: str, value: Any, _: int) -> tuple[str, ...]:
 
 def _limit(name: str, value: Any, _: int) -> int:
     """0, or at least 2: one occurrence repeats nothing."""
-    if value == 1 and not isinstance(value, bool):
+    number = whole(name, value, 0)
+    if number == 1:
         raise RequestError(f"{name} is 1", expected="0 (off), or 2 or more")
-    return whole(name, value, 0)
+    return number
 
 
 def _processors(name: str, value: Any, _: int) -> tuple:

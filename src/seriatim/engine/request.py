@@ -112,6 +112,7 @@ class Request:
     guides: tuple[Guide, ...] = ()
     speculator: Speculator | None = None
     ends: frozenset[int] = frozenset()
+    home: object = None  # the scheduler of the engine that took it
     wake: Callable[[], object] = _nobody  # told after each step of a thread that moved it
     computed: int = 0
     started: bool = False  # it has run once, whether or not it does now

@@ -106,13 +106,13 @@ class NativeRuntime:
         return self._plan.bytes
 
     def resize(self, blocks: int) -> None:
-        """Make the cache hold `blocks` blocks, contents kept.
+        """Make the cache hold `blocks` blocks, or as many as it holds if more; contents kept.
 
         Raises:
             ResourceError: the memory is not there; the cache is as it was.
         """
         try:
-            self._plan.resize(blocks)
+            self._plan.resize(max(blocks, self.blocks))
         except MemoryError:
             size = blocks * self.block_bytes
             raise ResourceError(

@@ -155,7 +155,7 @@ class Runtime(Protocol):
         ...
 
     def resize(self, blocks: int) -> None:
-        """Make the cache hold `blocks` blocks; never fewer than it holds, contents kept."""
+        """Make the cache hold `blocks` blocks, or as many as it holds if more; contents kept."""
         ...
 
     def copy(self, source: int, target: int) -> None:

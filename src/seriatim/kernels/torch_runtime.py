@@ -46,6 +46,7 @@ class TorchRuntime:
         self._logits = np.empty((0, vocab_size), np.float32)
 
     def resize(self, blocks: int) -> None:
+        blocks = max(blocks, self.blocks)
         self.cache.resize(blocks)
         self.blocks = blocks
 

@@ -204,7 +204,7 @@ class Lab:
         own = copy(model or self.model)
         own.runtime = runtime or own.runtime
         limit = own.pool.limit if blocks is None else min(blocks, own.pool.limit)
-        own.pool = (Poisoned if poison else BlockPool)(limit, _growing(own.runtime))
+        own.pool = (Poisoned if poison else BlockPool)(limit, own.runtime.resize)
         if isinstance(own.pool, Poisoned):
             own.pool.poison = own.runtime.poison
         own.ends = own.ends if ends is None else tuple(ends)
@@ -351,7 +351,6 @@ def alone_with(model: Any) -> Iterator[None]:
                 "the model is computing requests", fix="end them, or verify a model of its own"
             )
         pool.forget()
-        pool.grow = _growing(model.runtime)
         try:
             yield
         finally:
@@ -369,11 +368,6 @@ def need(condition: bool, reason: str) -> None:
     """
     if not condition:
         raise LeftOut(reason)
-
-
-def _growing(runtime: Any) -> Callable[[int], None]:
-    """The runtime keeps what an earlier pool made it hold."""
-    return lambda blocks: runtime.resize(max(blocks, runtime.blocks))
 
 
 def _add(engine: Engine, case: Case, speculator: Speculator | None) -> Request:

@@ -261,7 +261,7 @@ def _rows(
     """Logits after each of `ids[first:]`, or of none; what comes before is in the cache."""
     count = len(ids) - first
     blocks = -(-len(ids) // BLOCK)
-    run.resize(max(blocks, run.blocks))
+    run.resize(blocks)
     index = np.arange(count, dtype=np.int32)
     rows = index if wanted is None else np.array(wanted, np.int32)
     table = np.arange(blocks, dtype=np.int32)[None]

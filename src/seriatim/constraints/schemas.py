@@ -16,8 +16,7 @@ from math import isfinite
 from typing import Any
 from urllib.parse import quote, unquote
 
-from seriatim.errors import RequestError, shown
-from seriatim.schema_keywords import (
+from seriatim.constraints.keywords import (
     DESCRIBE,
     HOLDERS,
     VALUES,
@@ -27,6 +26,7 @@ from seriatim.schema_keywords import (
     unknown,
     wrong,
 )
+from seriatim.errors import RequestError, shown
 
 LONGEST = 1 << 18  # characters of a schema as text
 MOST_VALUES = 30_000

@@ -12,13 +12,13 @@ from numbers import Real
 from typing import Any
 
 from seriatim import requesting
-from seriatim.answers import canonical, final_answer
-from seriatim.candidates import Candidate, Choice, Vote, by_score
 from seriatim.engine.options import whole
 from seriatim.errors import RequestError, shown
-from seriatim.overlap import overlap, profile
 from seriatim.requesting import MOST_SAMPLES, Asked, Prompt, codec_of, several
 from seriatim.results import Result, with_samples
+from seriatim.search.answers import canonical, final_answer
+from seriatim.search.candidates import Candidate, Choice, Vote, by_score
+from seriatim.search.overlap import overlap, profile
 
 Extract = Callable[[Any], str | int | float | None]
 

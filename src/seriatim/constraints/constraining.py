@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-from seriatim import grammars, schemas
 from seriatim.codecs import Codec, Lawful, Spelt
+from seriatim.constraints import grammars, schemas
 from seriatim.engine.constrain import Grammar, GrammarGuide, RuleGuide, Vocabulary, allows, fault
 from seriatim.engine.options import token_ids
 from seriatim.engine.request import Guide

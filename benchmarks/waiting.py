@@ -4,7 +4,7 @@ The model is a pretence that computes nothing, so that all that is measured is t
 requests in, scheduling, packing, sampling, giving blocks back. Each row runs the same work: 16
 requests at a time, of which one ends and one starts every few steps.
 
-    python benchmarks/queue.py
+    python benchmarks/waiting.py
 """
 
 import argparse

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from seriatim import constraining, requesting
+from seriatim import requesting
 from seriatim.breakers import breaking_ids
-from seriatim.candidates import Candidate, Choice
 from seriatim.codecs import Watch
+from seriatim.constraints import constraining
 from seriatim.engine.beams import Beam, Group, How, Next, ranked
 from seriatim.engine.decoding import Bounds, accept
 from seriatim.engine.options import Options, parse, whole
@@ -27,6 +27,7 @@ from seriatim.engine.sampling import Draw
 from seriatim.errors import RequestError, did_you_mean, shown
 from seriatim.requesting import Asked, Prompt, finish, several, stop_strings
 from seriatim.results import Result, Stream, with_samples
+from seriatim.search.candidates import Candidate, Choice
 
 MOST_BEAMS = 128
 

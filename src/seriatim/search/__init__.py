@@ -1,0 +1,1 @@
+"""Search and selection: several continuations, and which of them is the answer."""

@@ -16,12 +16,12 @@ import small
 import tiny
 
 import seriatim
-from seriatim import cli, verify
+from seriatim import cli, prefixes, verify
 from seriatim.codecs._watch import Watch
 from seriatim.engine import decoding, reuse, sampler
 from seriatim.engine.cache import Block, BlockPool
 from seriatim.engine.engine import Engine
-from seriatim.engine.sampling import Draw
+from seriatim.engine.sampling import FILTERS, Draw
 from seriatim.engine.scheduler import Scheduler
 from seriatim.kernels.native import NativeRuntime
 from seriatim.kernels.record import Recorder
@@ -66,8 +66,8 @@ RIGHT = {
 }
 
 
-def test_a_right_build_passes(folder):
-    found = rows(seriatim.load(folder))
+def test_a_right_build_passes(model):
+    found = rows(model)
     assert [row for row in found.values() if row.result == "failed"] == []
     assert all(row.power for row in found.values())
     assert {law for law, row in found.items() if row.result == "left out"} <= {"quantised", "torch"}
@@ -498,6 +498,32 @@ def one_more(patch):
     changed(patch, decoding, "accept", accept)
 
 
+def longer_loops(patch):
+    """A cycle may come once more than the limit."""
+    changed(patch, decoding, "looping", lambda f, *a, times, **o: f(*a, times=times + 1, **o))
+
+
+def scored_elsewhere(patch):
+    """Later windows begin one id late."""
+
+    def windows(original, *args, **options):
+        for w in original(*args, **options):
+            later = w.start > w.lead
+            yield replace(w, start=w.start + 1, first=w.first - 1) if later else w
+
+    changed(patch, seriatim.api, "windows", windows)
+
+
+def prefix_moved(patch):
+    """What a file holds comes back one position off."""
+    changed(
+        patch,
+        prefixes,
+        "_keep",
+        lambda f, model, ids, blocks, tenant: f(model, ids, np.roll(blocks, 1, axis=0), tenant),
+    )
+
+
 FAULTS: dict[str, tuple[Patch, str]] = {
     "a stale block after free": (stale_after_free, "eviction"),
     "a stale block after free, in the books": (stale_seen_by_the_books, "eviction"),
@@ -525,6 +551,16 @@ FAULTS: dict[str, tuple[Patch, str]] = {
     "one id more by top_k": (picking(top_k=lambda k: k and k + 1), "filters"),
     "a little more by top_p": (picking(top_p=lambda p: min(1.0, p * 1.1)), "filters"),
     "min_p of the sum": (picking(min_p=lambda p: p / 2), "filters"),
+    "one id less by typical_p": (picking(typical_p=lambda p: p * 0.9), "filters"),
+    "xtc's threshold": (picking(xtc_threshold=lambda p: p * 1.2), "filters"),
+    "xtc more often": (picking(xtc_probability=lambda p: min(1.0, p * 1.2)), "filters"),
+    "the range of temperatures": (picking(dynatemp_range=lambda r: r * 0.5), "filters"),
+    "the exponent of entropies": (picking(dynatemp_exponent=lambda _: 1.0), "filters"),
+    "filters in their usual order": (picking(filters=lambda _: FILTERS), "filters"),
+    "repetitions one id longer": (picking(dry_allowed_length=lambda n: n + 1), "noise"),
+    "the base of repetitions": (picking(dry_base=lambda _: 1.0), "noise"),
+    "repetitions beyond the range": (picking(dry_range=lambda _: 0), "noise"),
+    "breakers ignored": (picking(dry_breakers=lambda _: ()), "noise"),
     "noise of no sample": (picking(sample=lambda _: 0), "distribution"),
     "log-probabilities after temperature": (scaled_logprobs, "log-probabilities"),
     "alternatives in another order": (top_of_another, "log-probabilities"),
@@ -537,6 +573,10 @@ FAULTS: dict[str, tuple[Patch, str]] = {
     "a stop string's first character at the end": (leaked_at_the_end, "streams"),
     "one character held too few": (held_too_short, "streams"),
     "the wrong one of two stop strings": (shortest_stop, "streams"),
+    "one cycle too many": (longer_loops, "ends"),
+    "windows of scores off by one": (scored_elsewhere, "log-probabilities"),
+    "masks of a step's start": (lambda p: at_step_start(p, "guides"), "constraints"),
+    "keys of another prefix": (prefix_moved, "prefix files"),
     "min_tokens off by one": (late_minimum, "ends"),
     "max_tokens off by one": (one_more, "ends"),
 }  # fmt: skip

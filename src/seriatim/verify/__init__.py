@@ -10,7 +10,7 @@ from typing import Any
 
 from seriatim.engine.options import whole
 from seriatim.errors import RequestError
-from seriatim.verify import company, numbers, sampling, speculation, streams
+from seriatim.verify import company, numbers, promises, sampling, speculation, streams
 from seriatim.verify.lab import Lab, alone_with
 from seriatim.verify.report import Report, rows
 
@@ -22,6 +22,7 @@ CHECKS = [
     *sampling.CHECKS,
     *numbers.CHECKS,
     *streams.CHECKS,
+    *promises.CHECKS,
 ]
 LEFT = (
     "longer prompts, more threads, all arrangements of batches for large models and ten times the "

@@ -171,12 +171,12 @@ def _aborted(own: Any, case: Case) -> None:
 
 def _held(lab: Lab, cases: Sequence[Case]) -> int:
     """One that goes on generating while others come, go and are evicted beside it."""
-    most = 70 if lab.small else 20
+    most = 70 if lab.small else 12
     length = BLOCK - most // 2
     need(lab.most > length + most, "the context holds no request of that length")
     longest = lab.case("penalties", length, most=most, stem=40)
     blocks = _blocks(length + most) + _blocks(len(cases[0].ids) + 8)
-    group = [longest, *cases, *cases[:2]]
+    group = [longest, *cases, *cases[:2]] if lab.small else [longest, *cases[:2], cases[0]]
     return lab.company(group, "beside what is evicted", blocks=blocks, most=2)
 
 
@@ -239,7 +239,8 @@ def _other(lab: Lab, how: str, **options: Any) -> int:
     except ResourceError as error:
         raise LeftOut(f"it cannot be loaded a second time: {error}") from error
     slow = "isa" in options and not lab.small
-    long = lab.case("plain", 3 if slow else lab.most, most=2, stem=3, scored=True)
+    most = BLOCK + 6 if "isa" in options else lab.most  # the plain one is many times slower
+    long = lab.case("plain", 3 if slow else most, most=2, stem=3, scored=True)
     short = lab.case("nucleus", 2 if slow else 9, most=2, stem=4, scored=True)
     equal = lab.company([long], how, model=other)
     equal += lab.company([short, lab.case("plain", 2, most=2, stem=8)], how, model=other)

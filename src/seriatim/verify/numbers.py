@@ -47,7 +47,7 @@ def against_torch(lab: Lab) -> Seen:
 def _length(lab: Lab) -> int:
     """Beyond the edge of the widest window that can be afforded."""
     edge = max((l.attention.window for l in lab.spec.layers), default=0) + 40
-    length = min(edge, 600) if edge > 140 else 300 if lab.small else 140
+    length = min(edge, 600) if edge > 140 else 300 if lab.small else 90
     return min(length, lab.model.context, lab.model.pool.limit * BLOCK)
 
 

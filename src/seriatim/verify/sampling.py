@@ -18,6 +18,7 @@ from seriatim.verify.report import Broken, Check, Seen
 LOGPROB = 1e-6  # the engine's normaliser is a sum of integers, ours of floats
 RARE = 5.2  # standard normal quantile of 1e-7: how seldom a right sampler fails one test
 NEARLY = 2.326  # of 0.99: how surely a fault of the stated size is seen
+MANY = 4_096  # ids of which shares are counted; `noise` and `filters` draw from all
 SHARES = 16  # into which the vocabulary is cut: about equally likely
 
 
@@ -38,11 +39,11 @@ def noise(lab: Lab) -> Seen:
 
 def _drawn(lab: Lab) -> list[Case]:
     """Every sampling; seeds with a high half; samples; ids that forbid, force, favour others."""
-    most = 24 if lab.small else 8
+    most = 24 if lab.small else 6
     cases = [
         lab.case(name, 9 + 7 * i, most=most, stem=60 + i, sample=sample)
         for i, name in enumerate(SAMPLINGS)
-        for sample in ((0, 3) if i < 2 else (i,))
+        for sample in ((0, 3) if i < 2 and lab.small else (i,))
     ]
     few = sorted(set(lab.ids(6, stem=70)))
     history = {"allowed_ids": few, "frequency_penalty": 1.5, "presence_penalty": 0.5}
@@ -51,6 +52,27 @@ def _drawn(lab: Lab) -> list[Case]:
         "few ids, all seen": {"allowed_ids": few, "repetition_penalty": 4.0},
         "banned and favoured": {"banned_ids": few[:2], "logit_bias": {few[-1]: 2.5}},
         "forced, then free": {"forced_ids": lab.ids(5, stem=71)},
+        "no repetition": {
+            "allowed_ids": few[:3],
+            "dry_multiplier": 1.5,
+            "dry_allowed_length": 1,
+            "dry_breakers": few[:1],
+            "temperature": 1.5,
+        },
+        "no late repetition": {
+            "allowed_ids": few[:3],
+            "dry_multiplier": 0.8,
+            "dry_allowed_length": 1,
+            "dry_range": 9,
+            "temperature": 1.5,
+        },
+        "no likely ids": {
+            "typical_p": 0.8,
+            "xtc_probability": 0.6,
+            "xtc_threshold": 0.03,
+            "dynatemp_range": 0.5,
+            "filters": ("typical_p", "xtc", "temperature"),
+        },
     }
     return cases + [
         lab.case("plain", 20 + i, most=most, stem=80 + i, options=how)
@@ -102,7 +124,7 @@ def _blind(lab: Lab, drawn: list[Any]) -> str:
         "history one id short": None,
     }
     count = dict.fromkeys(faults, 0)
-    for case, outcome in drawn[:: 1 if lab.small else 3]:
+    for case, outcome in drawn[:: 1 if lab.small else 5]:
         whole = [*case.ids, *outcome.ids]
         logits = lab.logits(whole)
         for place in range(len(case.ids), len(whole)):
@@ -135,19 +157,27 @@ FILTERS: list[dict[str, Any]] = [
     *({"temperature": 2.0, "top_p": p} for p in (0.05, 0.3, 0.6, 0.95)),
     *({"temperature": 2.0, "min_p": p} for p in (0.9, 0.5, 0.1)),
     {"temperature": 1.5, "top_k": 8, "top_p": 0.7, "min_p": 0.2},
-]
+    *({"temperature": 2.0, "typical_p": p} for p in (0.2, 0.9)),
+    *({"temperature": 0.7, "xtc_probability": 0.5, "xtc_threshold": t} for t in (0.01, 0.04, 0.1)),
+    {"temperature": 1.0, "dynatemp_range": 0.9, "dynatemp_exponent": 3.0},
+    {"temperature": 3.0, "min_p": 0.3, "top_k": 4, "filters": ("min_p", "temperature", "top_k")},
+    {"temperature": 3.0, "top_p": 0.5, "typical_p": 0.7, "dynatemp_range": 2.0,
+     "filters": ("top_p", "typical_p", "temperature")},
+    {"temperature": 0, "xtc_probability": 0.5, "filters": ("xtc", "temperature")},
+]  # fmt: skip
 
 
 def filters(lab: Lab) -> Seen:
     """Draws at places of the model's own logits, where a filter's edge is often the one drawn."""
     logits = _rows(lab)
-    each = 400 if lab.thorough else 120
+    each = 400 if lab.thorough else 100 if lab.model.vocab_size < 10_000 else 20
     equal, edges = 0, 0
     for number, how in enumerate(FILTERS):
+        sampling = Sampling(**how)
         for i in range(each):
             row, seed = logits[i % len(logits)], SEED + 1_000 * number + i
             choice = definition.choose(row, {**how, "seed": seed}, ids=range(i + 5), prompt=i + 5)
-            seen = _draw(row, how, position=i + 5, seed=seed)
+            seen = _draw(row, sampling, position=i + 5, seed=seed)
             if choice.sure and seen != choice.id:
                 raise Broken(
                     f"a draw at position {i + 5}", options=how, seed=seed, logits=i % len(logits),
@@ -164,21 +194,17 @@ def _rows(lab: Lab) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate([logits[2:], logits[-1:] * np.float32(0.1)]))
 
 
-def _draw(
-    row: np.ndarray, how: dict[str, Any], *, position: int, seed: int, sample: int = 0
-) -> int:
+def _draw(row: np.ndarray, how: Sampling, *, position: int, seed: int, sample: int = 0) -> int:
     ids = range(position)
-    return sampler.draw(row, Sampling(**how), ids=ids, prompt=position, seed=seed, sample=sample,
-                        top=None).id  # fmt: skip
+    return sampler.draw(row, how, ids=ids, prompt=position, seed=seed, sample=sample, top=None).id
 
 
 def _last(row: np.ndarray, how: dict[str, Any]) -> int:
     """The least likely id that the filters leave."""
     if not how.get("temperature"):
         return -1
-    z = (row.astype(np.float64) - row.max()) / how["temperature"]
-    kept, _ = definition.survivors(z, how)
-    return int(kept[z[kept].argmin()]) if len(kept) < len(z) else -1
+    kept, z, _ = definition.survivors(row.astype(np.float64), how)
+    return int(kept[z.argmin()]) if len(kept) < len(row) else -1
 
 
 # ---- shares ------------------------------------------------------------------------------------
@@ -186,7 +212,7 @@ def _last(row: np.ndarray, how: dict[str, Any]) -> int:
 
 def distribution(lab: Lab) -> Seen:
     """Chi-square of many draws, over seeds, samples and positions, against probabilities."""
-    row = _rows(lab)[0]
+    row = _rows(lab)[0, :MANY].copy()
     count = 60_000 if lab.thorough else 6_000
     worst, smallest, draws = 0.0, 1.0, 0
     for how in ({"temperature": 1.0}, {"temperature": 1.7, "top_p": 0.9}):
@@ -226,7 +252,8 @@ def _tally(
 ) -> np.ndarray:
     """How often each share was drawn; one of seed, sample and position counts up."""
     at = {"seed": SEED, "sample": 1, "position": 7}
-    ids = [_draw(row, how, **{**at, what: at[what] + i}) for i in range(count)]
+    sampling = Sampling(**how)  # made once: its form for C++ takes longer than a draw
+    ids = [_draw(row, sampling, **{**at, what: at[what] + i}) for i in range(count)]
     return np.bincount(share[ids], minlength=share.max() + 1)
 
 
@@ -279,6 +306,7 @@ def logprobs(lab: Lab) -> Seen:
             _likeliest(lab, case, place, outcome.top[i], exact[place - 1])
             equal += 4
         equal += _prompt(lab, ids)
+    equal += _beyond(lab)
     return Seen(equal, f"any bit between generate and score; {LOGPROB:g} of log-softmax in float64")
 
 
@@ -308,6 +336,28 @@ def _prompt(lab: Lab, ids: list[int]) -> int:
         if not abs(value - own) <= LOGPROB + lab.close * max(1.0, abs(own)):
             raise Broken(f"prompt_logprobs[{i}] of {len(ids)} ids", expected=own, seen=value)
     return len(ids) - 1
+
+
+def _beyond(lab: Lab) -> int:
+    """More ids than a context: the first window whole, then the second half of each next."""
+    size = min(32, lab.model.context // 2 * 2)
+    ids = list(lab.ids(2 * size + 7, stem=92))
+    if lab.model.start:
+        ids[0] = (lab.model.start[0] + 1) % lab.model.vocab_size  # else it leads each window
+    ends = [size, *range(size + size // 2, len(ids), size // 2), len(ids)]
+    expected: list[float] = []
+    for end in ends:
+        window, first = ids[end - size : end], len(expected) + 1 - (end - size)
+        rows = definition.log_softmax(lab.logits(window))
+        expected += [float(rows[i - 1, window[i]]) for i in range(first, size)]
+    score = lab.private(context=size).score(ids)
+    for i, (own, said) in enumerate(zip(expected, score.logprobs, strict=True), 1):
+        if not abs(said - own) <= LOGPROB + lab.close * max(1.0, abs(own)):
+            raise Broken(f"score: id {i} of {len(ids)} in a context of {size}", expected=own,
+                         seen=said)  # fmt: skip
+    if not abs(score.nats + sum(expected)) <= len(ids) * (LOGPROB + lab.close) * 10:
+        raise Broken("score: nats", expected=-sum(expected), seen=score.nats)
+    return len(expected) + 1
 
 
 HELP = "do not rely on seeds here, and report this with the table"

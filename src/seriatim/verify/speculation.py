@@ -86,13 +86,14 @@ def guessing(lab: Lab) -> Seen:
         equal += lab.compare(case, alone, seen, "with guesses")
         _counted(case, seen.usage, oracles)
         drafted, right = drafted + oracles.drafted, right + oracles.right
+    few = 9 if lab.small else 16
     tight = 2 * len(cases) + len(cases) // 2
     ways = {
         "together, with guesses": {},
-        "together, with guesses, 9 ids in a step": {"budget": 9},
+        f"together, with guesses, {few} ids in a step": {"budget": few},
         "with guesses in a small cache": {"blocks": tight, "most": 4},
     }
-    for how, limits in ways.items():
+    for how, limits in list(ways.items())[0 if lab.small else 1 :]:
         if lab.model.pool.limit >= tight:
             oracles = _Oracles(lab, 1)
             equal += lab.company(cases, how, speculator=oracles, **limits)
@@ -166,7 +167,7 @@ class _Oracles:
 
 def chosen(lab: Lab) -> list[Case]:
     """Samplings whose next id depends on all before: penalties, a processor, a guide, an end."""
-    most = 30 if lab.small else 12
+    most = 30 if lab.small else 9
     few = sorted(set(lab.ids(5, stem=100)))
     tired = {"allowed_ids": few, "frequency_penalty": 1.5, "presence_penalty": 1.0}
     more: list[tuple[str, dict[str, Any]]] = [

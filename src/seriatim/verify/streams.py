@@ -192,11 +192,12 @@ def _joined(codec: Any, ids: Sequence[int]) -> None:
 def ends(lab: Lab) -> Seen:
     """End ids, least and most ids, a full context: where each request must end, by counting."""
     _declared(lab)
+    looped = _circles(lab)
     size = lab.model.vocab_size
     end = lab.model.ends[-1] if lab.model.ends else lab.ids(1, stem=320)[0]
     tried = 0
     for least, most, temperature in ((0, 9, 1.0), (1, 9, 0), (5, 9, 1.0), (5, 6, 0), (5, 5, 1.0)):
-        for guesses in (None, *range(3)):
+        for guesses in (None, *range(3)) if lab.small else (None, 1):
             how = {
                 "min_tokens": least, "max_tokens": most, "temperature": temperature, "seed": SEED,
                 "logit_bias": {end: BIAS}, "logprobs": 0,
@@ -212,7 +213,39 @@ def ends(lab: Lab) -> Seen:
     if (len(seen[0]), seen[1]) != (3, "context"):
         raise Broken("20 ids in a context of 23", expected=(3, "context"), seen=seen)
     return Seen(
-        tried + 2, f"one id too many or too few; {size} ids, {len(lab.model.ends)} of them ends"
+        tried + looped + 2,
+        f"one id too many or too few; {size} ids, {len(lab.model.ends)} of them ends",
+    )
+
+
+def _circles(lab: Lab) -> int:
+    """`loop_limit`: forced ids that go round, each length counted; the prompt's do not count."""
+    need(lab.model.vocab_size > 3, "no 4 ids")
+    a, b, c, d = range(4)
+    answer = [b, a, c, a, c, a, c, a, b, d, b, d, d, b, d, d, b, d, d, d, d, d, d, c, c]
+    ways = [(times, longest) for times in (2, 3, 4) for longest in (1, 2, 3)]
+    ways = ways if lab.small else ways[1::3]
+    for times, longest in ways:
+        how = {
+            "forced_ids": answer, "max_tokens": len(answer), "seed": 0, "ignore_end": True,
+            "loop_limit": times, "loop_length": longest,
+        }  # fmt: skip
+        case = Case("in circles", (a, c, d, b), how)
+        ends = [n for n in range(1, len(answer) + 1) if _circle(answer[:n], times, longest)]
+        expected = (answer[: ends[0]], "loop") if ends else (answer, "max_tokens")
+        for guesses in (None, times):
+            oracle = None
+            if guesses is not None:
+                oracle = Oracle(case, answer, guesses, lab.model.vocab_size)
+            seen = _once(lab, case, lab.model.ends, speculator=oracle)
+            _expect(f"loop_limit {times}, loop_length {longest}", case.ids, *expected, seen)
+    return 2 * len(ways)
+
+
+def _circle(ids: list[int], times: int, longest: int) -> bool:
+    return any(
+        len(ids) >= times * n and ids[-times * n :] == ids[-n:] * times
+        for n in range(1, longest + 1)
     )
 
 

@@ -83,6 +83,12 @@ CALLS: list[tuple[str, Call, list[str]]] = [
         ["4", "3", "<="],
     ),
     (
+        "an end forced too early",
+        lambda m: m.generate("ab", min_tokens=2, forced_ids=[5, m.ends[0]]),
+        ["forced_ids[1]", "ends the request", "min_tokens is 2", "ignore_end"],
+    ),
+    ("an engine of a number", lambda m: seriatim.Engine(5), ["5", "seriatim.load"]),
+    (
         "allowed minus banned is empty",
         lambda m: m.generate("ab", allowed_ids=[1, 2], banned_ids=[2, 1, 0]),
         ["allowed_ids", "banned_ids", "no id"],

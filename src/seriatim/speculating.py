@@ -7,12 +7,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from seriatim.codecs import Codec
 from seriatim.engine.lookup import Text
 from seriatim.errors import RequestError, shown
 
 MOST_TEXTS = 4  # the latest are kept
+MOST_MODELS = 2  # of those loaded by name, likewise
 COMPARED = 1000  # ids of two codecs
 
 Load = Callable[..., Any]  # a model by its name, as another was loaded
@@ -36,8 +38,8 @@ class Drafting:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._models: dict[str, Any] = {}
-        self._compared: dict[int, Any] = {}  # by identity: those whose codec is the same
+        self._models: OrderedDict[str, Any] = OrderedDict()
+        self._compared: WeakSet[Any] = WeakSet()  # those whose codec is the same
         self._texts: OrderedDict[Any, Text] = OrderedDict()
 
     def resolved(
@@ -62,25 +64,19 @@ class Drafting:
 
     def _model(self, model: Speaks, draft: Any) -> Any:
         if isinstance(draft, str | Path):
-            if str(draft) not in self._models:
-                self._models[str(draft)] = self._load(draft, context=None)
-            draft = self._models[str(draft)]
-        known = id(draft) in self._compared
-        if not known and getattr(draft, "vocab_size", None) == model.vocab_size:
+            draft = _kept(self._models, str(draft), MOST_MODELS, lambda: self._loaded(draft))
+        if getattr(draft, "vocab_size", None) == model.vocab_size and draft not in self._compared:
             check_codecs(model.codec, getattr(draft, "codec", None))
-            self._compared[id(draft)] = draft
+            self._compared.add(draft)
         return draft  # the engine refuses what is no model, or of another size
+
+    def _loaded(self, name: str | Path) -> Any:
+        return self._load(name, context=None)
 
     def _text(self, raw: Any, ids_of: Callable[[Any], list[int]]) -> Text:
         if isinstance(raw, Text):
             return raw
-        key = _key(raw)
-        if key not in self._texts:
-            self._texts[key] = Text(ids_of(raw))
-            if len(self._texts) > MOST_TEXTS:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(key)
-        return self._texts[key]
+        return _kept(self._texts, _key(raw), MOST_TEXTS, lambda: Text(ids_of(raw)))
 
 
 def check_codecs(one: Codec | None, other: Codec | None) -> None:
@@ -100,6 +96,16 @@ def check_codecs(one: Codec | None, other: Codec | None) -> None:
             f"{one.name} of {one.size}",
             expected="the same tokenizer" + " (their ids mean different things)" * alike,
         )
+
+
+def _kept(cache: OrderedDict[Any, Any], key: Any, most: int, make: Callable[[], Any]) -> Any:
+    """What `make` gave for this key, among the `most` asked for latest."""
+    if key not in cache:
+        cache[key] = make()
+        if len(cache) > most:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]
 
 
 def _key(raw: Any) -> Any:

@@ -20,12 +20,12 @@ from seriatim.engine.cache import BlockPool
 from seriatim.engine.controller import Controller
 from seriatim.engine.costs import Costs, Measured
 from seriatim.engine.decoding import Bounds, Computed, commit
-from seriatim.engine.options import parse, silent, token_ids, whole
+from seriatim.engine.options import check_ends, parse, silent, token_ids, whole
 from seriatim.engine.request import Guide, Request, Rows, Speculator, Watch
 from seriatim.engine.runner import Runner, follow
 from seriatim.engine.scheduler import Scheduler, Work
 from seriatim.engine.speculate import Proposals
-from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError
+from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError, shown
 from seriatim.kernels.ops import BLOCK, Runtime
 
 LOGITS = 1 << 22  # of prompts that are scored, in one step: 16 MB
@@ -60,7 +60,7 @@ class Engine:
         costs: what steps take, by which guesses are weighed; default: measured when needed.
 
     Raises:
-        RequestError: a limit that is not a whole number of at least 1.
+        RequestError: no model, or a limit that is not a whole number of at least 1.
 
     Example:
         >>> import seriatim
@@ -82,6 +82,8 @@ class Engine:
         queue: int | None = None,
         costs: Costs | None = None,
     ) -> None:
+        if not isinstance(getattr(model, "pool", None), BlockPool):
+            raise RequestError(f"the model is {shown(model)}", expected="what seriatim.load gives")
         self.model, self.pool = model, model.pool
         self.queue = inf if queue is None else whole("queue", queue, 1)
         budget = whole("budget", budget, 1)
@@ -148,11 +150,13 @@ class Engine:
             speculator = self._controller
         sample = whole("sample", sample, 0, 2**32 - 1)
         self.refuse(prompt, room=int(generate))
+        own = frozenset(token_ids("ends", ends, self.model.vocab_size))
+        check_ends(parsed, own | self._bounds.ends)
         self._check_open()
         request = Request(
             next(self._numbers), list(prompt), parsed, sample, watch, rows,
             whole("rows_from", rows_from, 0, len(prompt) - 1), tuple(guides), speculator,
-            frozenset(token_ids("ends", ends, self.model.vocab_size)), self.scheduler,
+            own, self.scheduler,
         )  # fmt: skip
         self._new.append(request)
         if self._runner is not None:

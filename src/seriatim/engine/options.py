@@ -1,6 +1,6 @@
 """The options of a request: their names, their ranges, and the errors for everything else."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from operator import index
@@ -136,6 +136,22 @@ def _consistent_ids(options: Options, vocab_size: int) -> None:
             raise RequestError(
                 f"forced_ids[{place}] is {id}, which allowed_ids or banned_ids forbid",
                 fix="force other ids, or allow it",
+            )
+
+
+def check_ends(options: Options, ends: Collection[int]) -> None:
+    """Refuse a forced id that would end the request before `min_tokens`.
+
+    Raises:
+        RequestError: there is one.
+    """
+    early = () if options.ignore_end else options.forced_ids[: options.min_tokens]
+    for place, id in enumerate(early):
+        if id in ends:
+            raise RequestError(
+                f"forced_ids[{place}] is {id}, which ends the request, and min_tokens is "
+                f"{options.min_tokens}",
+                fix="force another id, lower min_tokens, or give ignore_end=True",
             )
 
 

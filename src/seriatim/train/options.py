@@ -19,9 +19,9 @@ from seriatim.errors import RequestError, did_you_mean, shown
 FREE = frozenset(
     re.findall(
         r"\w+",
-        "out resume save_every keep prompt threads cache store, codec validation field separator,"
-        "steps schedule warmup decay, size vocab_size width depth heads kv_heads ffn context batch"
-        " optimizer learning_rate",
+        "out resume save_every keep prompt threads parallel timeout cache store,"
+        " codec validation field separator, steps schedule warmup decay, size vocab_size width depth"
+        " heads kv_heads ffn context batch optimizer learning_rate",
     )
 )
 
@@ -59,6 +59,13 @@ class Options:
 
     threads: int | None = _option(MACHINE, None, "Of torch; default: its own.", least=1)
     device: str = _option(MACHINE, "cpu", "Where to compute, as torch names it.")
+    parallel: str | None = _option(
+        MACHINE,
+        None,
+        "Over the ranks of torchrun: ddp, or fsdp, which divides the weights; default: ddp.",
+        among=("ddp", "fsdp"),
+    )
+    timeout: int = _option(MACHINE, 300, "Seconds after which a silent rank ends the run.", least=1)
     precision: str = _option(MACHINE, "f32", "Of the products.", among=("f32", "bf16"))
     recompute: bool = _option(
         MACHINE, False, "Compute layers again instead of keeping what they gave."

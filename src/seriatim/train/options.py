@@ -20,8 +20,8 @@ FREE = frozenset(
     re.findall(
         r"\w+",
         "out resume save_every keep prompt threads parallel timeout cache store,"
-        " codec validation field separator, steps schedule warmup decay, size vocab_size width depth"
-        " heads kv_heads ffn context batch optimizer learning_rate",
+        " codec validation field separator, steps schedule warmup decay,"
+        " size vocab_size width depth heads kv_heads ffn context batch optimizer learning_rate",
     )
 )
 

@@ -26,8 +26,8 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.rendezvous import rendezvous
 
 from seriatim.errors import RequestError, SeriatimError
-from seriatim.train import sharded
 from seriatim.train.batches import Batch
+from seriatim.train.holder import Holder, View
 from seriatim.train.model import Model
 from seriatim.train.options import Options
 from seriatim.train.parallel import (
@@ -40,7 +40,6 @@ from seriatim.train.parallel import (
 )
 from seriatim.train.report import Event as Record
 from seriatim.train.report import Progress, Report
-from seriatim.train.sharded import Holder, Sharded, View
 
 if TYPE_CHECKING:
     from seriatim.train.data import Prepared
@@ -101,25 +100,33 @@ class Ranks:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
     ) -> None:
         try:
             if error is None:
                 self._leave()
+            elif not isinstance(error, KeyboardInterrupt):  # in which all ranks agree
+                self._fail(error)
         except RuntimeError as late:
-            error = late
-        if error is not None and not isinstance(error, KeyboardInterrupt):
-            self._fail(error)
+            self._fail(late)
+            raise
+        finally:
+            self._close()
 
     # Meeting and parting.
 
     def join(self, options: Options) -> str:
         self._wait = timedelta(seconds=options.timeout)
         try:
-            self._store, _, _ = next(rendezvous("env://", timeout=self._wait))
-            self._heart = Heart(self._store.clone(), f"beat.{self.rank}")
+            store, _, _ = next(rendezvous("env://", timeout=self._wait))
+            run = store.add(f"runs.{self.rank}", 1)  # of this process: a program may train often
+            self._store = c10d.PrefixStore(f"run.{run}", store)
+            self._heart = Heart(
+                self._store.clone(),  # pyright: ignore[reportAttributeAccessIssue]
+                f"beat.{self.rank}",
+            )
             self._heart.start()
             self._listen_to_the_end()
             device = self._device(options.device)
@@ -131,9 +138,7 @@ class Ranks:
                 world_size=self.size,
                 timeout=self._wait,
             )
-        except (dist.DistError, ValueError) as error:
-            if isinstance(error, SeriatimError):
-                raise
+        except RuntimeError as error:
             raise Lost(f"the {self.size} ranks did not meet: {error}") from error
         self._sharded = options.parallel == "fsdp"
         self.shards = self.size if self._sharded else 1
@@ -169,11 +174,15 @@ class Ranks:
         if self._heart is None:
             return
         self.gather(None)
-        dist.destroy_process_group()
         self._store.set(f"left.{self.rank}", "")
         for rank in range(self.size) if self.main else ():
             self._await(f"left.{rank}", rank)
-        self._heart.stop()
+
+    def _close(self) -> None:
+        if self._heart is not None:
+            self._heart.stop()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         self._deafen()
 
     # What goes wrong.
@@ -181,6 +190,8 @@ class Ranks:
     def _fail(self, error: BaseException) -> None:
         """Ends this rank: with its error if it is the first to fail, else silently."""
         if self._heart is None:  # before ranks meet, what is refused is refused by all of them
+            if isinstance(error, Lost):
+                raise SeriatimError(str(error)) from error
             if self.main:
                 return
             raise SystemExit(getattr(error, "exit_code", 1))
@@ -190,8 +201,6 @@ class Ranks:
         told = f"{self.rank} {code}"
         with suppress(RuntimeError):  # without the store each rank speaks
             told = self._store.compare_set("failed", "", told).decode()
-        self._heart.stop()
-        self._deafen()
         speaker, code = map(int, told.split())
         if speaker != self.rank:
             raise SystemExit(code) from None
@@ -304,7 +313,11 @@ class Ranks:
         return batch.rows(at)
 
     def part(self, whole: Tensor) -> Tensor:
-        return sharded.part(whole, self.rank, self.size) if self._sharded else whole
+        if not self._sharded:
+            return whole
+        from seriatim.train import sharded
+
+        return sharded.part(whole, self.rank, self.size)
 
     def hold(self, model: Model, task: "Objective", *, batch: int) -> Layout:
         if batch < self.size:
@@ -315,6 +328,8 @@ class Ranks:
             )
         loss = partial(task.loss, model)
         if self._sharded:
+            from seriatim.train.sharded import Sharded  # 0.7 s, which ddp does not need
+
             return Sharded(model, loss, rank=self.rank, size=self.size, sums=self.sums)
         held = Holder(model.weights)
         model.weights = dict(View(dict.fromkeys(model.weights, held)))

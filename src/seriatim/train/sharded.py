@@ -4,52 +4,26 @@ Each rank keeps some rows of every weight. FSDP2 brings those of a layer togethe
 computed; what works element by element (AdamW, averages, clipping) sees only a rank's own rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn import ModuleList
 
 from seriatim.models.forward import Apply
 from seriatim.train.batches import Batch
+from seriatim.train.holder import Holder, View
 from seriatim.train.model import Model
 from seriatim.train.optim import orthogonal
 
 Sums = Callable[..., list[float]]
-
-
-class Holder(nn.Module):
-    """Some weights as the module that torch's engines ask for; it runs whatever it is given."""
-
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        for name, weight in weights.items():
-            self.register_parameter(name.replace(".", "/"), nn.Parameter(weight.detach()))
-
-    def forward(self, work: Callable[..., Any], *inputs: Any) -> Any:
-        return work(*inputs)
-
-
-class View(Mapping[str, Tensor]):
-    """Weights by name, wherever they lie: whole while their module computes, else own rows."""
-
-    def __init__(self, holders: Mapping[str, Holder]) -> None:
-        self._holders = holders
-
-    def __getitem__(self, name: str) -> Tensor:
-        return getattr(self._holders[name], name.replace(".", "/"))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._holders)
-
-    def __len__(self) -> int:
-        return len(self._holders)
 
 
 def split(length: int, ranks: int) -> list[int]:
@@ -88,7 +62,7 @@ class Sharded:
         mesh = init_device_mesh(torch.device(model.device).type, (size,))
         layers = [Holder(_below(model.weights, n)) for n in range(len(model.spec.layers))]
         self._root = Holder({n: w for n, w in model.weights.items() if _layer(n) is None})
-        self._root.layers = nn.ModuleList(layers)
+        self._root.layers = ModuleList(layers)
         for module in (*layers, self._root):
             fully_shard(module, mesh=mesh)
         holders = {

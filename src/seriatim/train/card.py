@@ -53,6 +53,7 @@ def command(asked: Mapping[str, Any], train: Callable[..., Path]) -> str:
     """The command line that asks for the same: options that differ from `train`'s defaults."""
     defaults = {name: p.default for name, p in signature(train).parameters.items()}
     quiet = ("data", "resume", "report", "threads", "save_every", "cache")
+    quiet += ("keep", "tensorboard")
     options = {k: v for k, v in asked.items() if k not in quiet and v != defaults[k]}
     words = [*_many(asked["data"])]
     for name, value in options.items():
@@ -89,7 +90,7 @@ seriatim in {steps:,} steps of {dial.batch * dial.context:,} ids.
 
     {command}
 
-**Score:** {score} (± one standard error) on {score.ids:,} held-out ids.
+**Score:** {score.sentence}.
 
 ## Data
 

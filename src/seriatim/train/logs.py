@@ -32,6 +32,7 @@ class Row(NamedTuple):
     seconds: float | None = None  # since the first step, over all runs into the folder
     bits_per_unit: float | None = None  # of a validation after this step
     error: float | None = None
+    scored: int | None = None  # ids that the validation rests on
 
 
 HEADER = (",".join(Row._fields) + "\n").encode()
@@ -145,7 +146,8 @@ class _Table:
                 self._write(Row(event.step, event.loss, event.norm, event.rate, speed, spent))
             case Score():
                 same = self._last if self._last.step == event.step else Row(event.step)
-                self._write(same._replace(bits_per_unit=event.bits_per_unit, error=event.error))
+                score = {"bits_per_unit": event.bits_per_unit, "error": event.error}
+                self._write(same._replace(**score, scored=event.ids))
 
     def _write(self, row: Row) -> None:
         line = _line(row)
@@ -220,15 +222,16 @@ class _Board:
 
 
 def _line(row: Row) -> bytes:
-    fields = ["" if value is None else repr(float(value)) for value in row[1:]]
-    return (",".join([str(row.step), *fields]) + "\n").encode()
+    fields = (f if isinstance(f, int) else "" if f is None else float(f) for f in row)
+    return (",".join(map(str, fields)) + "\n").encode()
 
 
 def _row(line: bytes) -> Row:
-    step, *rest = line.decode().rstrip("\n").split(",")
-    if len(rest) != len(Row._fields) - 1:
+    step, *numbers, scored = line.decode().rstrip("\n").split(",")
+    if len(numbers) != len(Row._fields) - 2:
         raise ValueError("not a whole row")
-    return Row(int(step), *(float(value) if value else None for value in rest))
+    read = [float(number) if number else None for number in numbers]
+    return Row(int(step), *read, scored=int(scored) if scored else None)
 
 
 def _sample(line: bytes) -> Sample:

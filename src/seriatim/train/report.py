@@ -64,6 +64,17 @@ class Score:
         whole = f" of {self.out_of:,}" if self.out_of > self.ids else ""
         return f"{self.ids:,}{whole} held-out ids"
 
+    @property
+    def sentence(self) -> str:
+        """The score, what its error is, and what it rests on.
+
+        Example:
+            >>> Score(9, 1.8, 0.02, "byte", 1.2, ids=8192).sentence
+            '1.8000 ± 0.0200 bits per byte (± one standard error) on 8,192 held-out ids'
+        """
+        error = "of one window: no standard error" if self.error is None else "± one standard error"
+        return f"{self} ({error}) on {self.basis}"
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -130,13 +141,13 @@ def describe(event: Event) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without what would move a cursor or ring a bell; lines stay lines.
+    """Text without what would move a cursor or ring a bell; lines stay lines, tabs tabs.
 
     Example:
         >>> printable("a\\x1b[2J\\nb")
         'a\\\\x1b[2J\\nb'
     """
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def indented(text: str) -> str:
@@ -202,7 +213,7 @@ def _described(event: Event) -> str:
         case Forecast():
             return f"to come: {event.tokens:,} ids, {event.flops:.2e} operations, {event}"
         case Measured():
-            foreseen = f", {event.forecast} foreseen" if event.forecast else ""
+            foreseen = f"; foreseen were {event.forecast}" if event.forecast else ""
             return f"took {event}{foreseen}"
         case Note():
             return event.text

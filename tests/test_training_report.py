@@ -440,7 +440,7 @@ def test_the_report_tells_the_run(tmp_path):
     assert "2e+12 operations were foreseen" in text
     mean = (step(3).loss + step(4).loss) / 2
     assert f"| 4 | {mean:.4f} | 1.2500 | 0.0100 | 512 | 8.0 s |" in text
-    assert "3 records were refused (checkpoints/refused.jsonl)" in text
+    assert "3 records refused, listed in checkpoints/refused.jsonl" in text
     assert "a.txt, b.txt" in text
     assert torch.__version__ in text
     assert f"    seriatim generate --model {tmp_path}\n" in text
@@ -599,8 +599,8 @@ def test_the_display_shows_where_the_run_is():
 
 
 def test_the_display_smooths_the_loss():
-    told = [step(n, 99, loss=2.0 + (-1) ** n) for n in range(1, 99)]
-    (line,) = (line for line in shown([started(), *told]) if line.startswith("loss"))
+    told = [step(n, 999, loss=2.0 + (-1) ** n) for n in range(1, 200)]
+    (line,) = (line for line in shown([started(steps=999), *told]) if line.startswith("loss"))
     assert float(line.split()[1]) == pytest.approx(2.0, abs=0.05)
 
 

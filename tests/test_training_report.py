@@ -21,6 +21,7 @@ from seriatim.errors import FileError, RequestError
 from seriatim.progress import Bar
 from seriatim.train import card, evaluate, logs, loop, picture, summary
 from seriatim.train.dial import dial
+from seriatim.train.options import Options
 from seriatim.train.report import (
     Event,
     Forecast,
@@ -538,10 +539,9 @@ def test_a_real_run_leaves_logs_and_a_report(tmp_path):
 
 
 def test_the_command_leaves_out_what_changes_no_number():
-    def train(data, *, size, out, tensorboard=False, keep=2, seed=0): ...
-
-    asked = {"data": ["a b"], "size": "1M", "out": "o", "tensorboard": True, "keep": 3, "seed": 7}
-    assert card.command(asked, train) == "seriatim train 'a b' --size 1M --out o --seed 7"
+    options = Options(size="1M", out="o", steps=5, keep=3, seed=7)
+    command = card.command(["a b"], options)
+    assert command == "seriatim train 'a b' --size 1M --steps 5 --out o --seed 7"
 
 
 # The live display

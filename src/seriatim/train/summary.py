@@ -181,7 +181,7 @@ def _data(started: Started, refused: int) -> str:
 def _machine(device: str) -> str:
     facts = {
         "seriatim": __version__,
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "torch": f"{torch.__version__}, {counted(torch.get_num_threads(), 'thread')}",
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{os.cpu_count()} of {torch.backends.cpu.get_cpu_capability()}",

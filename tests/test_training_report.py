@@ -628,7 +628,11 @@ def test_nothing_that_is_shown_moves_the_cursor():
 
 
 def test_before_the_first_step_the_display_says_that_it_prepares():
-    assert "preparing" in "\n".join(shown([Note("3 files")]))
+    terminal = Terminal()
+    with Bar(terminal.console) as bar:
+        bar(Note("3 files"))
+        assert any(line.endswith("preparing") for line in terminal.lines)
+    assert [line for line in terminal.lines if line] == ["3 files"]
 
 
 @pytest.mark.parametrize("dumb", [True, False])

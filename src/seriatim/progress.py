@@ -58,6 +58,7 @@ class Bar:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self._live.transient = self._started is None  # a run that never began leaves no bar
         self._live.stop()
 
     def __call__(self, event: Event) -> None:

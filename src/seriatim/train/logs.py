@@ -29,7 +29,7 @@ class Row(NamedTuple):
     norm: float | None = None
     rate: float | None = None  # share of the full one
     ids_per_s: float | None = None
-    seconds: float | None = None  # spent up to here on the steps that stand, by all starts of the run
+    seconds: float | None = None  # spent on the steps up to here, in all starts of the run
     bits_per_unit: float | None = None  # of a validation after this step
     error: float | None = None
     scored: int | None = None  # ids that the validation rests on

@@ -21,6 +21,7 @@ from seriatim.errors import FileError, RequestError
 from seriatim.progress import Bar
 from seriatim.train import card, evaluate, logs, loop, picture, summary
 from seriatim.train.dial import dial
+from seriatim.train.options import Options
 from seriatim.train.report import (
     Event,
     Forecast,
@@ -440,7 +441,7 @@ def test_the_report_tells_the_run(tmp_path):
     assert "2e+12 operations were foreseen" in text
     mean = (step(3).loss + step(4).loss) / 2
     assert f"| 4 | {mean:.4f} | 1.2500 | 0.0100 | 512 | 8.0 s |" in text
-    assert "3 records were refused (checkpoints/refused.jsonl)" in text
+    assert "3 records refused, listed in checkpoints/refused.jsonl" in text
     assert "a.txt, b.txt" in text
     assert torch.__version__ in text
     assert f"    seriatim generate --model {tmp_path}\n" in text
@@ -538,10 +539,9 @@ def test_a_real_run_leaves_logs_and_a_report(tmp_path):
 
 
 def test_the_command_leaves_out_what_changes_no_number():
-    def train(data, *, size, out, tensorboard=False, keep=2, seed=0): ...
-
-    asked = {"data": ["a b"], "size": "1M", "out": "o", "tensorboard": True, "keep": 3, "seed": 7}
-    assert card.command(asked, train) == "seriatim train 'a b' --size 1M --out o --seed 7"
+    options = Options(size="1M", out="o", steps=5, keep=3, seed=7)
+    command = card.command(["a b"], options)
+    assert command == "seriatim train 'a b' --size 1M --steps 5 --out o --seed 7"
 
 
 # The live display
@@ -599,8 +599,8 @@ def test_the_display_shows_where_the_run_is():
 
 
 def test_the_display_smooths_the_loss():
-    told = [step(n, 99, loss=2.0 + (-1) ** n) for n in range(1, 99)]
-    (line,) = (line for line in shown([started(), *told]) if line.startswith("loss"))
+    told = [step(n, 999, loss=2.0 + (-1) ** n) for n in range(1, 200)]
+    (line,) = (line for line in shown([started(steps=999), *told]) if line.startswith("loss"))
     assert float(line.split()[1]) == pytest.approx(2.0, abs=0.05)
 
 
@@ -628,7 +628,11 @@ def test_nothing_that_is_shown_moves_the_cursor():
 
 
 def test_before_the_first_step_the_display_says_that_it_prepares():
-    assert "preparing" in "\n".join(shown([Note("3 files")]))
+    terminal = Terminal()
+    with Bar(terminal.console) as bar:
+        bar(Note("3 files"))
+        assert any(line.endswith("preparing") for line in terminal.lines)
+    assert [line for line in terminal.lines if line] == ["3 files"]
 
 
 @pytest.mark.parametrize("dumb", [True, False])

@@ -44,7 +44,7 @@ class Bar:
         self._step: Step | None = None
         self._score: Score | None = None
         self._saved: Saved | None = None
-        self._loss, self._mean = Smoothed(), math.nan
+        self._loss, self._mean = Smoothed(2), math.nan
         self._live = Live(get_renderable=self._screen, console=self._console)
 
     def __enter__(self) -> Self:
@@ -58,6 +58,7 @@ class Bar:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self._live.transient = self._started is None  # a run that never began leaves no bar
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
@@ -72,6 +73,7 @@ class Bar:
         match event:
             case Started():
                 self._started, self._begun = event, self._clock()
+                self._loss = Smoothed(max(2, min(30, event.steps / 20)))
             case Step():
                 self._step, self._stepped = event, self._clock()
                 self._mean = self._loss(event.loss)
@@ -121,7 +123,7 @@ class Smoothed:
         [4.0, 4.0, 2.29]
     """
 
-    def __init__(self, span: float = 30) -> None:
+    def __init__(self, span: float) -> None:
         self._fade = 1 - 1 / span
         self._sum = self._weight = 0.0
 

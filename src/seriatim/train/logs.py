@@ -29,7 +29,7 @@ class Row(NamedTuple):
     norm: float | None = None
     rate: float | None = None  # share of the full one
     ids_per_s: float | None = None
-    seconds: float | None = None  # since the first step, over all runs into the folder
+    seconds: float | None = None  # spent on the steps up to here, in all starts of the run
     bits_per_unit: float | None = None  # of a validation after this step
     error: float | None = None
     scored: int | None = None  # ids that the validation rests on

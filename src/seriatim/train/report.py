@@ -161,6 +161,16 @@ def indented(text: str) -> str:
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "record"), counted(1200, "record")
+        ('1 record', '1,200 records')
+    """
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
 def duration(seconds: float) -> str:
     """A time for people.
 
@@ -194,7 +204,7 @@ def _described(event: Event) -> str:
             full = f"rows {1 - event.padding:.1%} full"
             return (
                 f"{event.parameters:,} parameters: {shape}\n"
-                f"{event.documents:,} documents, {event.ids:,} ids, {full}; "
+                f"{counted(event.documents, 'document')}, {event.ids:,} ids, {full}; "
                 f"held out: {listed(event.held_out, 8)}; step {event.first} of {event.steps}"
             )
         case Progress():

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from seriatim import __version__
+from seriatim.errors import FileError
 from seriatim.files.regular import listed
 from seriatim.train import logs
 from seriatim.train.logs import Row
@@ -29,6 +30,7 @@ from seriatim.train.report import (
     Score,
     Started,
     amount,
+    counted,
     duration,
     indented,
     printable,
@@ -80,8 +82,8 @@ def write_report(
         ]
         text = "\n\n".join(part for part in parts if part) + "\n"
         (folder / REPORT).write_text(text, encoding="utf-8")
-    except OSError as error:
-        say(Note(f"no {REPORT}: {error.strerror or error}"))
+    except (OSError, FileError) as error:
+        say(Note(f"no {REPORT}: {error}"))
 
 
 def peak_bytes(device: str = "cpu") -> int:
@@ -155,7 +157,7 @@ def _score(row: Row, losses: Sequence[float]) -> list[str]:
     loss = f"{sum(losses) / len(losses):.4f}" if losses else ""
     error = "" if row.error is None else f"{row.error:.4f}"
     spent = "" if row.seconds is None else duration(row.seconds)
-    return [f"{row.step:,}", loss, f"{row.bits_per_unit:.4f}", error, f"{row.scored:,}", spent]
+    return [f"{row.step:,}", loss, f"{row.bits_per_unit:.4f}", error, f"{row.scored or 0:,}", spent]
 
 
 def _samples(samples: Sequence[Sample]) -> str:
@@ -170,15 +172,16 @@ def _share(shown: Sequence[object], whole: Sequence[object]) -> str:
 
 
 def _data(started: Started, refused: int) -> str:
-    passed = f"; {refused:,} records were refused (checkpoints/refused.jsonl)" if refused else ""
-    learned = f"{started.documents:,} documents of {started.ids:,} ids to learn from{passed}."
-    return f"## Data\n\n{learned} Held out:\n\n{indented(listed(started.held_out, NAMED))}"
+    learned = f"{counted(started.documents, 'document')} of {started.ids:,} ids to learn from"
+    if refused:
+        learned += f"; {counted(refused, 'record')} refused, listed in checkpoints/refused.jsonl"
+    return f"## Data\n\n{learned}. Held out:\n\n{indented(listed(started.held_out, NAMED))}"
 
 
 def _machine(device: str) -> str:
     facts = {
         "seriatim": __version__,
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "torch": f"{torch.__version__}, {counted(torch.get_num_threads(), 'thread')}",
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{os.cpu_count()} of {torch.backends.cpu.get_cpu_capability()}",

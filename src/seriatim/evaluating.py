@@ -74,6 +74,10 @@ def evaluate(
     fim_order: Annotated[
         str | None, typer.Option(help="Of gaps: psm or spm.", show_default="psm")
     ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(help="Of reasoning: so many stand solved before.", show_default="0"),
+    ] = None,
     votes: Annotated[
         int | None, typer.Option(help="Of reasoning: draw so many.", show_default="one, greedy")
     ] = None,
@@ -98,6 +102,7 @@ def evaluate(
         "stop": None if stop is None else [typed("--stop", s) for s in stop],
         "max_tokens": max_tokens,
         "fim_order": fim_order,
+        "shots": shots,
         "votes": votes,
         "temperature": temperature,
         "extract": None if extract is None else typed("--extract", extract),
@@ -141,7 +146,8 @@ def _tasks(
     if items is not None and not (files or sources):
         raise RequestError("--items draws no texts", fix="leave it out")
     if missing := next((path for path in text if not path.is_file()), None):
-        raise FileError(f"--text {missing} does not exist", expected="a file of the codec's kind")
+        why = "is no file" if missing.exists() else "does not exist"
+        raise FileError(f"--text {missing} {why}", expected="a file of the codec's kind")
     found = [tasks.text(text)] if text else []
     found += [tasks.lines(sources, items=items, seed=seed)] if sources else []
     return found + [tasks.read(path, items=items, seed=seed) for path in files]

@@ -1,8 +1,10 @@
 """What an evaluation gives: values with their errors, an account of each item, differences."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from seriatim.measure import statistics
 from seriatim.measure.statistics import Difference
 from seriatim.measure.tasks import Task
 from seriatim.results import Score
@@ -84,3 +86,36 @@ class Report:
     evaluations: list[Evaluation]
     others: list[Evaluation]
     pairs: list[Pair]
+
+
+Ready = Callable[[], list[Evaluation]]  # all is checked: what is left is the work
+
+
+def shares(
+    task: Task,
+    measure: str,
+    records: Sequence[Record],
+    how: str,
+    *,
+    cut: int,
+    unfinished: int = 0,
+) -> Evaluation:
+    """How many of the records are right."""
+    value, error = statistics.share([bool(record.right) for record in records])
+    return Evaluation(
+        name=task.name,
+        measure=measure,
+        unit="share",
+        value=value,
+        error=error,
+        items=len(records),
+        how=how,
+        cut=cut,
+        unfinished=unfinished,
+        records=list(records),
+    )
+
+
+def place(task: Task, item: Any) -> str:
+    """Where an item stands, file and all."""
+    return item.place if task.fitted else f"{task.name} {item.place}"

@@ -52,10 +52,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, and the final answer, as `final_answer` reads it."""
+    """A question, its solution, and the final answer that `final_answer` reads in it."""
 
     place: str
     question: str
+    solution: str
     answer: str
 
 
@@ -98,29 +99,36 @@ def read(path: Path, *, items: int | None = None, seed: int = 0) -> Task:
         FileError: a record that is none, with its line; records of several kinds; no record.
         RequestError: more items than there are.
     """
-    found, kinds, unused = [], {}, {}
+    kinds: dict[str, str] = {}  # and where the first of each is
+    found: list[Item] = []
+    unused: set[str] = set()
     for place, record in _records(path):
-        keys = frozenset(record) & KNOWN
-        if keys not in FORMS:
-            raise refuse(
-                f"{path} {place}",
-                f"has the fields {listed(sorted(record)) or 'none'}",
-                expected=" or ".join("{" + ", ".join(form) + "}" for form in _FORMS),
-            )
-        kind, make = FORMS[keys]
+        kind, item = _made(path, place, record)
         kinds.setdefault(kind, place)
-        if len(kinds) > 1:
-            one, other = kinds
-            seen = f"is an item of kind {other}, and {kinds[one]} one of kind {one}"
-            raise refuse(f"{path} {place}", seen, expected="one kind in a file")
-        unused |= dict.fromkeys(record.keys() - KNOWN)
-        try:
-            found.append(make(place, record))
-        except ValueError as error:
-            raise refuse(f"{path} {place}", str(error)) from error
+        found.append(item)
+        unused |= record.keys() - KNOWN
     if not found:
         raise refuse(path, "holds no items", expected="a JSON object on each line")
-    return Task(str(path), next(iter(kinds)), _drawn(found, items, seed, path), (*sorted(unused),))
+    kind, *others = kinds
+    if others:
+        seen = f"is of kind {others[0]}, and {kinds[kind]} of kind {kind}"
+        raise refuse(f"{path} {kinds[others[0]]}", seen, expected="one kind in a file")
+    return Task(str(path), kind, _drawn(found, items, seed, path), tuple(sorted(unused)))
+
+
+def _made(path: Path, place: str, record: dict[str, Any]) -> tuple[str, Item]:
+    """The item that a record is, and its kind."""
+    form = FORMS.get(frozenset(record) & KNOWN)
+    if form is None:
+        raise refuse(
+            f"{path} {place}",
+            f"has the fields {listed(sorted(record)) or 'none'}",
+            expected=" or ".join("{" + ", ".join(keys) + "}" for keys in _FORMS),
+        )
+    try:
+        return form[0], form[1](place, record)
+    except ValueError as error:
+        raise refuse(f"{path} {place}", str(error)) from error
 
 
 def lines(paths: Sequence[Path], *, items: int | None = None, seed: int = 0) -> Task:
@@ -236,10 +244,10 @@ def _choice(place: str, record: dict[str, Any]) -> Choice:
 
 
 def _problem(place: str, record: dict[str, Any]) -> Problem:
-    said = final_answer(_text(record, "answer"))
-    if said is None:
+    solution = _text(record, "answer")
+    if (said := final_answer(solution)) is None:
         raise ValueError("has an answer without #### and without a number")
-    return Problem(place, _text(record, "question"), said)
+    return Problem(place, _text(record, "question"), solution, said)
 
 
 # The keys of a record, and what they make; the third is that of HumanEval-Infilling.

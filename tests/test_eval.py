@@ -436,6 +436,15 @@ def test_the_order_of_a_gap_is_an_option(coder):
     assert given == coder.generate(prefix="a", suffix="b", temperature=0, **options).text
 
 
+def test_only_a_gap_ends_at_the_ids_of_its_format(coder, monkeypatch):
+    forced = [*coder.encode("ab"), coder.codec.added["<file_sep>"], *coder.encode("cd")]
+    monkeypatch.setattr(coder.engine, "add", partial(coder.engine.add, forced_ids=forced))
+    made = task("infill", Gap("line 1", "a", "b", "ab"))
+    filled, straight = evaluate(coder, made, max_tokens=len(forced)).evaluations
+    assert [e.records[0].given for e in (filled, straight)] == ["ab", "abcd"]
+    assert (filled.unfinished, straight.unfinished) == (0, 1)
+
+
 def test_lines_are_shown_with_as_much_on_both_sides_as_fits(coder, tmp_path):
     path = tmp_path / "long.py"
     path.write_text("".join(f"{n:03} = {n * n}\n" for n in range(400)))
@@ -455,7 +464,11 @@ def test_lines_are_shown_with_as_much_on_both_sides_as_fits(coder, tmp_path):
         whole = len(before) == len(item.prefix) or len(after) == len(item.suffix)
         assert len(before) == len(after) or whole
         used = fitting.gap(coder, Gap("", before, after, ""), room, order=None, cut=False)[0]
-        assert coder.context - 8 <= len(used.ids) + room <= coder.context
+        assert len(used.ids) + room <= coder.context
+        n = max(len(before), len(after)) + 1
+        wider = Gap("", item.prefix[-n:], item.suffix[:n], "")
+        with pytest.raises(RequestError, match="cut prompts that are too long"):
+            fitting.gap(coder, wider, room, order=None, cut=False)
         assert item.prefix.endswith(beside.prompt)
         assert len(beside.prompt) >= len(before)
 

@@ -222,7 +222,7 @@ def test_a_line_is_a_gap_in_its_file(tmp_path_factory, rows):
     path.write_bytes(whole.encode())
     wanted = [n for n, row in enumerate(rows, 1) if row.strip() and n > 1]
     if not wanted:
-        with pytest.raises(RequestError, match="no line to take out"):
+        with pytest.raises(RequestError, match="none to take out"):
             tasks.lines([path])
         return
     made = tasks.lines([path])
@@ -240,7 +240,7 @@ def test_lines_are_drawn_from_all_files(tmp_path):
     paths = [tmp_path / "a", tmp_path / "b"]
     assert len(tasks.lines(paths).items) == tasks.LINES
     assert {item.answer[0] for item in tasks.lines(paths, items=20, seed=1).items} == {"a", "b"}
-    with pytest.raises(RequestError, match="expected 1 to 178"):
+    with pytest.raises(RequestError, match="179 items of lines of 2 files; expected 1 to 178"):
         tasks.lines(paths, items=179)
 
 
@@ -665,6 +665,17 @@ def test_a_difference_says_whether_it_is_above_noise(run, model, files, book):
     rows = [line.split("\t") for line in out.splitlines() if " - " in line.split("\t")[2]]
     assert [row[1] for row in rows] == ["bits per byte", "exact match"]
     assert [row[6] for row in rows] == ["too little to tell", "not above noise, p = 1"]
+
+
+def test_a_model_held_against_itself_is_two_models(run, coder, tmp_path):
+    path, gap = coder.checkpoint.path, jsonl(tmp_path / "gap.jsonl", *FORMS["infill"])
+    code, out, err = run(path, gap, "--against", path, "--max-tokens", 2)
+    assert code == 0, err
+    both = "infilling - left to right"
+    assert [line.split("\t")[1:3] for line in out.splitlines()[4:]] == [
+        ["infilling", f"{path} - {path}"], ["left to right", f"{path} - {path}"],
+        [both, str(path)], [both, str(path)],
+    ]  # fmt: skip
 
 
 def test_a_terminal_gets_a_table(run, model, files, monkeypatch):

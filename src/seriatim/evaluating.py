@@ -226,13 +226,17 @@ def _difference(pair: "Pair", names: Sequence[str]) -> tuple[str, ...]:
     verdict = "above noise" if d.above_noise else "not above noise"
     notes = "too little to tell" if d.p is None else f"{verdict}, p = {d.p:.2g}"
     measures, models = _sides(pair, names)
-    measure, name = (" - ".join(dict.fromkeys(side)) for side in (measures, models))
-    return pair.first.name, measure, name, f"{d.value:+.4f}", _error(d.error), f"{d.items}", notes
+    if pair.models[0] == pair.models[1]:
+        which = " - ".join(measures), models[0]
+    else:
+        which = measures[0], " - ".join(models)
+    return pair.first.name, *which, f"{d.value:+.4f}", _error(d.error), f"{d.items}", notes
 
 
 def _sides(pair: "Pair", names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Measures and models, of the first and of the second."""
-    return [pair.first.measure, pair.second.measure], [names[i] for i in pair.models]
+    """Measures and models, of the first and of the second; one of both differs."""
+    measures = [pair.first.measure, pair.second.measure]
+    return measures, [names[i] for i in pair.models]
 
 
 def _error(value: float | None) -> str:

@@ -16,7 +16,7 @@ class Difference:
     Attributes:
         value: of the first, minus that of the second.
         error: one standard error of it, the items paired; None for too few to tell.
-        p: how often chance alone gives a difference at least as large; None as `error`.
+        p: how often chance alone gives a difference at least as large; None for too few to tell.
         items: how many pairs it rests on.
     """
 

@@ -148,15 +148,15 @@ def lines(paths: Sequence[Path], *, items: int | None = None, seed: int = 0) -> 
     """
     texts = [read_text(path) for path in paths]
     where = [(i, *line) for i, text in enumerate(texts) for line in _lines(text)]
-    names = listed([str(path) for path in paths])
+    name = f"lines of {paths[0] if len(paths) == 1 else f'{len(paths)} files'}"
     if not where:
-        raise RequestError(f"{names}: no line to take out", expected="at least one after the first")
+        raise RequestError(f"{name}: none to take out", expected="at least one after the first")
     wanted = min(LINES, len(where)) if items is None else items
     gaps = [
         Gap(f"{paths[i]}:{number}", texts[i][:start], texts[i][end:], texts[i][start:end])
-        for i, number, start, end in _drawn(where, wanted, seed, names)
+        for i, number, start, end in _drawn(where, wanted, seed, name)
     ]
-    return Task(f"lines of {names}", "infill", tuple(gaps), fitted=True)
+    return Task(name, "infill", tuple(gaps), fitted=True)
 
 
 def _lines(text: str) -> Iterator[tuple[int, int, int]]:

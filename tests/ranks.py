@@ -5,6 +5,7 @@ The store is that of the caller, as torchrun's is: no port has to be free before
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -72,6 +73,8 @@ def main(book: str, runs: str) -> None:
     for options in json.loads(runs):
         counts.clear()
         records, error = [], ""
+        if (before := options.pop("copied", None)) and os.environ["RANK"] == "0":
+            shutil.copytree(*before)
         try:
             loop.train(book, report=records.append, **options)
         except (Exception, SystemExit) as caught:

@@ -1,4 +1,4 @@
-"""Several ranks: the loop, its losses and its bits, checkpoints across ranks, and ranks that end."""
+"""Several ranks: losses and bits, checkpoints that move between them, and ranks that end."""
 
 import json
 import os
@@ -49,20 +49,37 @@ def alone(book, place):
 
 
 @pytest.fixture(scope="module")
-def pairs(book, place):
-    """The same runs by two ranks, in both ways, each twice."""
-    names = [f"{name}-{way}-{n}" for name in KINDS for way in ("ddp", "fsdp") for n in (1, 2)]
-    runs = [
-        TINY | KINDS[name.split("-")[0]] | {"parallel": name.split("-")[1], "out": place / name}
-        for name in names
-    ]
-    main, other = ranks.together(book, runs)
-    assert [run["error"] for run in main + other] == [""] * 2 * len(names)
+def pairs(book, alone, place):
+    """What two ranks, started once, saw of runs, by the names of their folders."""
+    runs = {}
+    for name, options in KINDS.items():
+        for way in ("ddp", "fsdp"):
+            for number in (1, 2):
+                runs[f"{name}-{way}-{number}"] = options | {"parallel": way}
+        for before, after in MOVES:
+            source = place / (f"{name}-{before}-1" if before else name) / STEP
+            out = f"{name}-{before}-to-{after}"
+            copied = {"copied": [source, place / out / STEP], "resume": True}
+            runs[out] = options | copied | {"parallel": after}
+    runs["learned"] = {"codec": "text", "vocab_size": 280, "steps": 1}
+    runs |= {name: options for name, (options, _) in REFUSED.items()}
+    runs["again"] = {"out": place / "muon-ddp-1"}
+    here = {"cache": place / "cache"}
+    asked = [TINY | {"out": place / name} | here | options for name, options in runs.items()]
+    main, other = ranks.together(book, asked)
     assert not any(run["losses"] for run in other), "only the main rank says"
-    return dict(zip(names, main, strict=True))
+    return dict(zip(runs, zip(main, other, strict=True), strict=True))
 
 
 KINDS = {"muon": {}, "adamw": OTHER}
+MOVES = [("ddp", "ddp"), ("fsdp", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp"), ("", "fsdp")]
+STEP = "checkpoints/step-4"
+REFUSED = {
+    "again": ({}, "FileError: "),
+    "few": ({"batch": 1}, "RequestError: batch is 1 for 2 ranks; expected a row for each"),
+    "compiled": ({"parallel": "fsdp", "compile": True}, "RequestError: compile with parallel"),
+    "bad": ({"norm_limit": 0.01}, "NumericError: step 0: loss"),
+}
 
 
 def single(book: Path, out: Path, **options) -> dict:
@@ -92,7 +109,7 @@ def cut(out: Path, to: Path) -> Path:
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", KINDS)
 def test_two_ranks_learn_as_one_process_and_twice_to_the_same_bits(alone, pairs, place, name, way):
-    one, two = (pairs[f"{name}-{way}-{n}"] for n in (1, 2))
+    one, two = (pairs[f"{name}-{way}-{n}"][0] for n in (1, 2))
     assert len(one["losses"]) == 6
     assert one["losses"] == pytest.approx(alone[name]["losses"], rel=CLOSE)
     assert one["norms"] == pytest.approx(alone[name]["norms"], rel=CLOSE)
@@ -121,23 +138,17 @@ def test_a_checkpoint_of_ranks_is_that_of_one_process_divided_or_not(
     assert len(manifest) == {"ddp": 3, "fsdp": 5}[way]
 
 
-def test_runs_go_on_with_as_many_ranks_to_the_same_bits_and_with_others_to_rounding(
-    book, alone, pairs, place
+@pytest.mark.parametrize(("before", "after"), MOVES)
+@pytest.mark.parametrize("name", KINDS)
+def test_runs_go_on_with_equal_ranks_to_the_same_bits_and_with_others_to_rounding(
+    alone, pairs, place, name, before, after
 ):
-    ways = [("ddp", "ddp"), ("fsdp", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp"), ("", "fsdp")]
-    runs, names = [], []
-    for name, options in KINDS.items():
-        for before, after in ways:
-            source = place / (f"{name}-{before}-1" if before else name)
-            names.append((name, before, after, cut(source, place / f"{name}-{before}-to-{after}")))
-            runs.append(TINY | options | {"resume": True, "parallel": after, "out": names[-1][3]})
-    found = ranks.together(book, runs)[0]
-    for (name, before, after, out), seen in zip(names, found, strict=True):
-        assert not seen["error"]
-        assert seen["losses"] == pytest.approx(alone[name]["losses"][4:], rel=CLOSE)
-        assert ("on 2 ranks, 1 before" in " ".join(seen["notes"])) == (not before)
-        if before == after:
-            assert final(out) == final(place / f"{name}-{before}-1")
+    out = f"{name}-{before}-to-{after}"
+    seen = pairs[out][0]
+    assert seen["losses"] == pytest.approx(alone[name]["losses"][4:], rel=CLOSE)
+    assert ("on 2 ranks, 1 before" in " ".join(seen["notes"])) == (not before)
+    if before == after:
+        assert final(place / out) == final(place / f"{name}-{before}-1")
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
@@ -163,28 +174,17 @@ def test_a_damaged_shard_makes_a_checkpoint_damaged(book, pairs, place):
     assert found.step == 2
 
 
-def test_data_is_encoded_once_and_refusals_are_said_once(book, place):
-    learned = TINY | {"codec": "text", "vocab_size": 280, "steps": 1, "cache": place / "cache"}
-    runs = [
-        learned | {"out": place / "learned"},
-        TINY | {"out": place / "few", "batch": 1},
-        TINY | {"out": place / "learned", "steps": 1},
-        TINY | {"out": place / "compiled", "parallel": "fsdp", "compile": True},
-        TINY | {"out": place / "bad", "norm_limit": 0.01},
-    ]
-    both = ranks.together(book, runs)
-    assert [found[0]["counts"] for found in both] == [{"train": 1, "encode": 1}, {}]
-    wanted = [
-        "",
-        "RequestError: batch is 1 for 2 ranks; expected a row for each",
-        f"FileError: {place / 'learned'} is not empty",
-        "RequestError: compile with parallel 'fsdp'",
-        "NumericError: step 0: loss",
-    ]
-    for said, *seen in zip(wanted, *(["".join(r["error"]) for r in found] for found in both)):
-        seen.sort(key=lambda error: "SystemExit" in error)
-        assert seen[0].startswith(said)
-        assert seen[1].split(":")[0] == ("SystemExit" if said else "")
+def test_only_the_main_rank_learns_a_vocabulary_and_encodes(pairs):
+    main, other = pairs["learned"]
+    assert main["counts"] == {"train": 1, "encode": 2}  # what is trained on, what is held out
+    assert other["counts"] == {}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_said_by_one_rank(pairs, name):
+    said, silent = sorted((run["error"] for run in pairs[name]), key=lambda e: "SystemExit" in e)
+    assert said.startswith(REFUSED[name][1])
+    assert silent.startswith("SystemExit")
 
 
 def test_a_way_without_ranks_is_refused(book, tmp_path):
@@ -194,13 +194,9 @@ def test_a_way_without_ranks_is_refused(book, tmp_path):
 
 
 def test_more_ranks_than_devices_are_refused(monkeypatch):
-    for name, value in {
-        "RANK": 1,
-        "WORLD_SIZE": 3,
-        "MASTER_ADDR": "here",
-        "MASTER_PORT": 1,
-    }.items():
-        monkeypatch.setenv(name, str(value))
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setattr("seriatim.train.ranks.check_device", lambda name: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(RequestError, match=r"3 ranks on a machine with 2 CUDA devices.*per-node 2"):
@@ -224,8 +220,8 @@ def test_every_row_of_a_weight_has_one_owner(size):
 # Ranks that end.
 
 
-def ended(book: Path, out: Path, rank: int, how: signal.Signals) -> list[tuple[int, list[str]]]:
-    """Exit code and lines of stderr of two ranks, one of which gets a signal as they train."""
+def left(book: Path, out: Path, rank: int, how: signal.Signals) -> tuple[int, list[str]]:
+    """Exit code and lines of stderr of the other rank, when one gets a signal as they train."""
     command = ["-m", "seriatim", "train", book, "--out", out, "--steps", 10**6, "--timeout", 6]
     command += ["--save-every", 5, "--codec", "byte", "--size", "0.02M", "--context", 16]
     with ranks.started(*command, "--batch", 4, "--threads", 1) as found:
@@ -237,17 +233,20 @@ def ended(book: Path, out: Path, rank: int, how: signal.Signals) -> list[tuple[i
         found[rank].send_signal(how)
         said = found[1 - rank].communicate(timeout=60)[1]
         found[rank].kill()
-        return [(found[1 - rank].returncode, said.splitlines())]
+        return found[1 - rank].returncode, said.splitlines()
 
 
 @pytest.mark.parametrize(
     ("rank", "how"),
-    [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)],
-    ids=["killed", "frozen", "main-frozen"],
+    [
+        pytest.param(1, signal.SIGKILL, id="killed"),
+        pytest.param(1, signal.SIGSTOP, id="frozen"),
+        pytest.param(0, signal.SIGSTOP, id="main-frozen", marks=pytest.mark.slow),
+    ],
 )
 def test_a_rank_that_ends_or_freezes_ends_the_others_with_one_line(book, tmp_path, rank, how):
     out = tmp_path / "out"
-    [(code, lines)] = ended(book, out, rank, how)
+    code, lines = left(book, out, rank, how)
     errors = [line for line in lines if line.startswith("seriatim:")]
     assert code == 1
     assert len(errors) == 1

@@ -15,11 +15,14 @@ from seriatim import registry
 from seriatim.train import card, dial, parallel, run
 from seriatim.train import data as sources
 from seriatim.train.averaging import Average
+from seriatim.train.forecast import forecast, forget_peak
+from seriatim.train.logs import Logs
 from seriatim.train.memory import keep_freed_memory
 from seriatim.train.model import Model, initial
 from seriatim.train.optim import Optimizer, rate_share
 from seriatim.train.options import Options, asked, documented
-from seriatim.train.report import Note, Progress, Report, Sample, Started, to_stderr
+from seriatim.train.report import Measured, Note, Progress, Report, Sample, Started, to_stderr
+from seriatim.train.summary import peak_bytes, write_report
 
 GLIMPSE = 64  # windows of a validation on the way; the last one takes all
 SAMPLES = 3  # on the card
@@ -57,7 +60,6 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
     device, say, folder = world.join(o), world.say(report), Path(o.out)
     world.first(lambda: run.claim(folder, resume=o.resume))
     torch.set_num_threads(o.threads or torch.get_num_threads())
-    keep_freed_memory()
 
     # Data, codec, objective, model.
     prepare = partial(
@@ -85,6 +87,7 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
         room=task.room,
     )
     world.first(lambda: sources.write_refused(folder, parts.refused))
+    keep_freed_memory()
     weights = initial(numbers.spec, seed=o.seed, extra=task.extra(numbers.spec))
     model = Model(
         numbers.spec,
@@ -94,16 +97,15 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
         recompute=o.recompute,
         compile=o.compile,
     )
-    layout = world.hold(model, task, batch=numbers.batch)
-    update = Optimizer(
-        layout.own,
+    make = partial(
+        Optimizer,
         kind=numbers.optimizer,
         rate=numbers.learning_rate,
         rest=o.embedding_rate if numbers.optimizer == "muon" else numbers.learning_rate,
         decay=o.weight_decay,
-        shapes=layout.shapes,
-        turned=layout.turned,
     )
+    layout = world.hold(model, task, batch=numbers.batch)
+    update = make(layout.own, shapes=layout.shapes, turned=layout.turned)
     average = Average(layout.own, decay=o.ema)
 
     # Where the run stands.
@@ -112,25 +114,43 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
     kept = update.state | average.state
     first = state.restore(layout.own, kept, batches, say) if o.resume else 0
     every = o.save_every or max(1, o.steps // 20)
-    say(
-        Started(
-            numbers,
-            parameters=numbers.parameters,
-            steps=o.steps,
-            first=first,
-            documents=parts.documents,
-            ids=parts.ids,
-            held_out=parts.held_out,
-            padding=batches.padding,
-            unit=tokens.unit,
-        )
+    logs = partial(Logs, folder, first=first, tensorboard=o.tensorboard, say=say)
+    say = world.first(logs) or say
+    started = Started(
+        numbers,
+        parameters=numbers.parameters,
+        steps=o.steps,
+        first=first,
+        documents=parts.documents,
+        ids=parts.ids,
+        held_out=parts.held_out,
+        padding=batches.padding,
+        unit=tokens.unit,
+    )
+    say(started)
+    command, foreseen = card.command(data, o), None
+    if (left := o.steps - first) and world.size == 1:  # between ranks nothing is measured
+        foreseen = forecast(model, task, make, batches.peek().parts(o.accumulate), steps=left)
+        say(foreseen)
+    tell = partial(
+        write_report,
+        folder,
+        command=command,
+        started=started,
+        refused=len(parts.refused),
+        device=device,
+        say=say,
     )
 
     # The loop.
     pieces = min(o.accumulate, numbers.batch // world.size)  # as many on every rank
-    begun, bad = time.monotonic(), run.BadSteps(o, folder, say)
+    per_step = numbers.batch * numbers.context
+    forget_peak(device)
+    begun, busy, bad = time.monotonic(), 0.0, run.BadSteps(o, folder, say)
+    took = Measured(0.0, peak_bytes(device), 0)
     with run.Interrupt() as interrupt:
         for step in range(first, o.steps):
+            at = time.monotonic()
             rows = [task.prepare(part) for part in world.rows(batches.take()).parts(pieces)]
             learned = max(1, round(world.sums(sum(part.learned for part in rows))[0]))
             losses = [layout.backward(part, learned, last=part is rows[-1]) for part in rows]
@@ -141,13 +161,16 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
                 average.update(step)
             model.clear()
 
-            done, ended = step + 1, world.sums(interrupt.asked)[0] > 0
-            spent = (time.monotonic() - begun) / (done - first)
-            speed = numbers.batch * numbers.context / spent
-            say(Progress(done, o.steps, nats, norm, share, speed, spent * (o.steps - done)))
+            done, now = step + 1, time.monotonic()
+            busy += now - at
+            took = Measured(busy, peak_bytes(device), (done - first) * per_step, foreseen)
+            left = (now - begun) / (done - first) * (o.steps - done)
+            say(Progress(done, o.steps, nats, norm, share, took.tokens / busy, left))
+            ended = world.sums(interrupt.asked)[0] > 0  # on any rank
             if done % every == 0 or done == o.steps or ended:
                 state.save(done, layout.own, kept, batches.position, say, keep=o.keep)
             if ended:
+                world.first(partial(tell, measured=took, score=None))
                 say(Note(f"stopped after step {done} of {o.steps}: run again with resume to go on"))
                 raise KeyboardInterrupt
             if done % every == 0 and done < o.steps:
@@ -168,11 +191,13 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
     samples = [model.continued(o.prompt, tokens, seed=s, count=150) for s in range(SAMPLES)]
     card.write_card(
         folder,
-        command=card.command(data, o),
+        command=command,
         dial=numbers,
         steps=o.steps,
         parts=parts,
         score=score,
         samples=[(o.prompt or "", text) for text in samples],
     )
+    say(took)
+    tell(measured=took, score=score)
     return folder

@@ -26,6 +26,7 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.rendezvous import rendezvous
 
 from seriatim.errors import RequestError, SeriatimError
+from seriatim.train import sharded
 from seriatim.train.batches import Batch
 from seriatim.train.holder import Holder, View
 from seriatim.train.model import Model
@@ -313,11 +314,7 @@ class Ranks:
         return batch.rows(at)
 
     def part(self, whole: Tensor) -> Tensor:
-        if not self._sharded:
-            return whole
-        from seriatim.train import sharded
-
-        return sharded.part(whole, self.rank, self.size)
+        return sharded.part(whole, self.rank, self.size) if self._sharded else whole
 
     def hold(self, model: Model, task: "Objective", *, batch: int) -> Layout:
         if batch < self.size:
@@ -328,9 +325,7 @@ class Ranks:
             )
         loss = partial(task.loss, model)
         if self._sharded:
-            from seriatim.train.sharded import Sharded  # 0.7 s, which ddp does not need
-
-            return Sharded(model, loss, rank=self.rank, size=self.size, sums=self.sums)
+            return sharded.Sharded(model, loss, rank=self.rank, size=self.size, sums=self.sums)
         held = Holder(model.weights)
         model.weights = dict(View(dict.fromkeys(model.weights, held)))
         # Weights are equal by their seed; NCCL and gloo sum alike on every rank, so they stay so.

@@ -34,7 +34,10 @@ MODEL, AIM, UPDATE = "The model", "What is learned", "How it is learned"
 
 
 def _option(panel: str, default: Any, help: str, **limits: Any) -> Any:
-    """A field with its meaning, and what it may be: `among` some values, `least`, `most`."""
+    """A field with its meaning, and what it may be: `among` some values, `least`, `most`.
+
+    With `of` it is an objective's own: refused beside another, and no part of such a run.
+    """
     return field(default=default, metadata={"panel": panel, "help": help, **limits})
 
 
@@ -88,6 +91,16 @@ class Options:
     store: str = _option(MODEL, "f32", "Type of the weights in the folder.", among=("f32", "bf16"))
 
     objective: str = _option(AIM, "next", "A file of seriatim.train.objectives, such as next.")
+    fim_rate: float = _option(
+        AIM, 0.5, "fim: share of the pieces that get a gap.", of="fim", least=0, most=1
+    )
+    fim_order: str = _option(
+        AIM,
+        "both",
+        "fim: what comes before and after a gap as prefix, suffix or suffix, prefix.",
+        of="fim",
+        among=("psm", "spm", "both"),
+    )
 
     batch: int | None = _option(UPDATE, None, "Rows of `context` ids in a step.", least=1)
     accumulate: int = _option(UPDATE, 1, "Parts of a batch that are computed one by one.", least=1)
@@ -140,6 +153,13 @@ def asked(given: Mapping[str, Any]) -> Options:
         _check(name, value, known[name].type, known[name].metadata)
     options = Options(**given)
     registry.get("seriatim.train.objectives", options.objective)
+    for name, value in changed(options).items():
+        if not _concerns(options, own := known[name].metadata.get("of")):
+            raise RequestError(
+                f"{name} is {shown(value)} with the objective {options.objective!r}",
+                expected=f"the objective {own!r}",
+                fix=f"objective={own!r}, or no {name}",
+            )
     return options
 
 
@@ -150,7 +170,11 @@ def needed(f: Field[Any]) -> bool:
 
 def fixing(options: Options) -> dict[str, Any]:
     """The options, by name, that a run's numbers follow from, beside those in another form."""
-    return {name: value for name, value in vars(options).items() if name not in FREE}
+    return {
+        f.name: getattr(options, f.name)
+        for f in fields(options)
+        if f.name not in FREE and _concerns(options, f.metadata.get("of"))
+    }
 
 
 def changed(options: Options) -> dict[str, Any]:
@@ -169,6 +193,11 @@ def documented(train: Train) -> Train:
     if train.__doc__:  # python -OO has none
         train.__doc__ = train.__doc__.replace("\n        report:", f"{lines}\n        report:")
     return train
+
+
+def _concerns(options: Options, own: str | None) -> bool:
+    """Whether an option of the objective `own`, or of every one, has a meaning here."""
+    return own in (None, options.objective)
 
 
 def _parameter(f: Field[Any]) -> Parameter:

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--letters", type=int, default=400_000, help="of data")
     parser.add_argument("--count", type=int, default=512, help="prefixes")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     source = markov(given.symbols, given.order, seed=0, spread=given.spread)
     runs: dict[str, dict[str, Any]] = {

@@ -88,6 +88,10 @@ def batch(numbers: list[int] | None = None, seed: int = 0) -> Batch:
 # Scheduled sampling
 
 
+def scheduled(seed: int, share: float, ramp: int, rows: int, *, isolate=False) -> Scheduled:
+    return Scheduled(seed=seed, share=share, ramp=ramp, rows=rows, isolate=isolate)
+
+
 def test_without_a_share_it_is_the_next_id_bit_for_bit(book, tmp_path):
     plain, none = tmp_path / "plain", tmp_path / "none"
     expected = losses(run(book, plain))
@@ -106,7 +110,7 @@ def test_a_share_changes_what_is_learned_from_its_first_step_on(book, tmp_path):
 
 @pytest.mark.parametrize("isolate", [False, True])
 def test_the_inputs_replaced_are_those_that_the_model_samples(isolate):
-    rows, objective = batch([40, 41, 2**32 + 7]), Scheduled(7, 0.6, 30, 2, isolate)
+    rows, objective = batch([40, 41, 2**32 + 7]), scheduled(7, 0.6, 30, 2, isolate=isolate)
     net = model()
     mixed = objective.mixed(net, rows)
     with torch.no_grad():
@@ -132,7 +136,7 @@ def test_the_inputs_replaced_are_those_that_the_model_samples(isolate):
 
 def test_no_first_id_of_a_document_is_replaced():
     rows = batch([900, 901, 902, 903])
-    mixed = Scheduled(0, 1.0, 1, 1).mixed(model(), rows)
+    mixed = scheduled(0, 1.0, 1, 1).mixed(model(), rows)
     begins = np.diff(rows.segments, axis=1, prepend=-1) > 0
     kept = begins | (rows.segments == 3)
     assert (mixed.inputs == rows.inputs)[kept].all()
@@ -140,7 +144,7 @@ def test_no_first_id_of_a_document_is_replaced():
 
 
 def test_a_row_is_mixed_in_the_same_way_in_any_part_of_a_batch():
-    objective, rows, net = Scheduled(1, 0.5, 1, 1), batch([8, 9, 10]), model()
+    objective, rows, net = scheduled(1, 0.5, 1, 1), batch([8, 9, 10]), model()
     whole = objective.mixed(net, rows).inputs
     assert (whole != rows.inputs).any()
     parts = [objective.mixed(net, part).inputs for part in rows.parts(3)]
@@ -160,7 +164,7 @@ def test_the_share_rises_in_a_line_and_stays():
         def predicted(self, hidden: Tensor) -> Tensor:
             return torch.tensor([[0.0, -100.0]]).repeat(len(hidden), 1)
 
-    mixed: Any = Scheduled(3, 0.8, 1000, 2).mixed(Sure(), rows)  # type: ignore[arg-type]
+    mixed: Any = scheduled(3, 0.8, 1000, 2).mixed(Sure(), rows)  # type: ignore[arg-type]
     shares = (mixed.inputs[:, 1:] == 0).mean(1)
     assert shares[0] == 0
     for step in (250, 500, 750):
@@ -170,7 +174,7 @@ def test_the_share_rises_in_a_line_and_stays():
 
 
 def test_gradients_reach_only_the_second_pass():
-    objective, rows = Scheduled(0, 1.0, 1, 1), batch([9, 10, 11])
+    objective, rows = scheduled(0, 1.0, 1, 1), batch([9, 10, 11])
     net, again = model(), model()
     objective.loss(net, rows).backward()
     Next().loss(again, objective.mixed(again, rows)).backward()
@@ -194,7 +198,7 @@ def test_the_ramp_is_all_steps_unless_it_is_given(book, tmp_path):
 
 @pytest.mark.parametrize("isolate", [False, True])
 def test_the_loss_is_that_of_heads_on_shifted_targets(isolate):
-    objective, rows = Ahead(3, 0.7, isolate), batch()
+    objective, rows = Ahead(count=3, weight=0.7, isolate=isolate), batch()
     net = model(objective)
     with torch.no_grad():
         mine = objective.loss(net, rows).item()
@@ -219,7 +223,7 @@ def test_the_loss_is_that_of_heads_on_shifted_targets(isolate):
 
 def test_gradients_are_those_of_the_plain_sum():
     """Heads that are computed again, with the loss's gradient in place, against torch's own."""
-    objective, rows = Ahead(2, 0.5), batch()
+    objective, rows = Ahead(count=2, weight=0.5), batch()
     net, plain = model(objective), model(objective)
     objective.loss(net, rows).backward()
     hidden, loss = plain.hidden_of(rows), torch.zeros(())
@@ -258,7 +262,7 @@ def test_heads_of_no_weight_leave_the_next_id(book, tmp_path):
 
 
 def test_documents_shorter_than_a_head_looks_can_be_learned():
-    objective, rows = Ahead(4, 1.0), batch([0])
+    objective, rows = Ahead(count=4, weight=1.0), batch([0])
     lone = Batch(rows.inputs, rows.targets, np.arange(CONTEXT)[None], rows.numbers)
     net = model(objective)
     loss = objective.loss(net, lone)

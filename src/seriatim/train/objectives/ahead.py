@@ -21,29 +21,24 @@ from seriatim.models.spec import Spec
 from seriatim.train import dial
 from seriatim.train.batches import NOTHING, Batch
 from seriatim.train.model import Model
+from seriatim.train.objectives.next import Next
 from seriatim.train.options import Options
 
 
-@dataclass(frozen=True)
-class Ahead:
+@dataclass(frozen=True, kw_only=True)
+class Ahead(Next):
     """-log p(next id) and, weighted, that of each of `count` ids beyond it.
 
     Attributes:
         count: how many heads.
         weight: of a head's loss, against that of the id before its own.
-        isolate: each document sees only itself.
     """
 
     count: int
     weight: float
-    isolate: bool = False
-    room = 0
 
     def extra(self, spec: Spec) -> Mapping[str, tuple[int, ...]]:
         return shapes(self.count, spec.width)
-
-    def prepare(self, batch: Batch) -> Batch:
-        return batch
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
         hidden = model.hidden_of(batch, isolate=self.isolate)
@@ -89,4 +84,4 @@ def objective(options: Options, codec: Codec) -> Ahead:
     if options.ahead > most:
         expected = f"at most {most}: a row has {most + 1} ids"
         raise RequestError(f"ahead is {options.ahead}", expected=expected)
-    return Ahead(options.ahead, options.ahead_weight, options.isolate)
+    return Ahead(count=options.ahead, weight=options.ahead_weight, isolate=options.isolate)

@@ -6,7 +6,6 @@ is computed at once (Mihaylova & Martins 2019, arXiv:1906.07651) where Bengio et
 (arXiv:1506.03099) sample one id after another: a replaced id was sampled after the data alone.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,15 +14,15 @@ from torch import Tensor
 
 from seriatim.codecs import Codec
 from seriatim.kernels.mathematics import philox
-from seriatim.models.spec import Spec
 from seriatim.train import dial
 from seriatim.train.batches import NOTHING, Batch
 from seriatim.train.model import Model
+from seriatim.train.objectives.next import Next
 from seriatim.train.options import Options
 
 
-@dataclass(frozen=True)
-class Scheduled:
+@dataclass(frozen=True, kw_only=True)
+class Scheduled(Next):
     """-log p(id | a prefix whose ids the model gave with a probability that rises).
 
     Attributes:
@@ -31,25 +30,15 @@ class Scheduled:
         share: of the inputs, once it is reached; the first of a document's piece stays.
         ramp: steps in which it rises in a line, from 0 at the first.
         rows: of a step: how many steps were done follows from the number of a row.
-        isolate: each document sees only itself.
     """
 
     seed: int
     share: float
     ramp: int
     rows: int
-    isolate: bool = False
-    room = 0
-
-    def extra(self, spec: Spec) -> Mapping[str, tuple[int, ...]]:
-        return {}
-
-    def prepare(self, batch: Batch) -> Batch:
-        return batch
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
-        logits = model.logits_of(self.mixed(model, batch), isolate=self.isolate)
-        return model.nats(logits, batch.targets)
+        return super().loss(model, self.mixed(model, batch))
 
     @torch.no_grad()
     def mixed(self, model: Model, batch: Batch) -> Batch:
@@ -102,9 +91,9 @@ def _sampled(logits: Tensor, uniforms: np.ndarray) -> np.ndarray:
 def objective(options: Options, codec: Codec) -> Scheduled:
     """Of a run's options."""
     return Scheduled(
-        options.seed,
-        options.own_share,
-        options.own_ramp or options.steps,
-        dial.of(options, codec.size).batch,
-        options.isolate,
+        seed=options.seed,
+        share=options.own_share,
+        ramp=options.own_ramp or options.steps,
+        rows=dial.of(options, codec.size).batch,
+        isolate=options.isolate,
     )

@@ -67,7 +67,7 @@ class Options:
     compile: bool = _option(MACHINE, False, "Through torch.compile: faster, with other rounding.")
 
     codec: str = _free(
-        DATA, "text", "text (a tokenizer is learned), byte, or a folder that holds one."
+        DATA, "text", "text or code (a tokenizer is learned), byte, or a folder that holds one."
     )
     validation: str | Path | float | Sequence[str | Path] | None = _free(
         DATA, None, "Held-out files, names among DATA, or a share; default: about a tenth."

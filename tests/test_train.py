@@ -481,7 +481,8 @@ def write(path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("objective", "fim"),
+        ("objective", "guess"),
+        ("fim_rate", 0.25),
         ("adapter", "lora"),
         ("init", "tales"),
         ("schedule", "step"),

@@ -60,6 +60,13 @@ class Options:
 
     threads: int | None = _free(MACHINE, None, "Of torch; default: its own.", least=1)
     device: str = _option(MACHINE, "cpu", "Where to compute, as torch names it.")
+    parallel: str | None = _free(
+        MACHINE,
+        None,
+        "Over the ranks of torchrun: ddp, or fsdp, which divides the weights; default: ddp.",
+        among=("ddp", "fsdp"),
+    )
+    timeout: int = _free(MACHINE, 300, "Seconds after which a silent rank ends the run.", least=1)
     precision: str = _option(MACHINE, "f32", "Of the products.", among=("f32", "bf16"))
     recompute: bool = _option(
         MACHINE, False, "Compute layers again instead of keeping what they gave."
@@ -67,7 +74,7 @@ class Options:
     compile: bool = _option(MACHINE, False, "Through torch.compile: faster, with other rounding.")
 
     codec: str = _free(
-        DATA, "text", "text (a tokenizer is learned), byte, or a folder that holds one."
+        DATA, "text", "text or code (a tokenizer is learned), byte, or a folder that holds one."
     )
     validation: str | Path | float | Sequence[str | Path] | None = _free(
         DATA, None, "Held-out files, names among DATA, or a share; default: about a tenth."
@@ -195,10 +202,9 @@ def needed(f: Field[Any]) -> bool:
 
 def fixing(options: Options) -> dict[str, Any]:
     """The options, by name, that a run's numbers follow from, beside those in another form."""
+    fixed = [f for f in fields(options) if not f.metadata.get("free")]
     return {
-        f.name: getattr(options, f.name)
-        for f in fields(options)
-        if not f.metadata.get("free") and _concerns(options, f.metadata.get("of"))
+        f.name: getattr(options, f.name) for f in fixed if _concerns(options, f.metadata.get("of"))
     }
 
 

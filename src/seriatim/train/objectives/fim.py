@@ -132,20 +132,22 @@ def objective(options: Options, codec: Codec) -> Fim:
     """Of a run's options.
 
     Raises:
-        RequestError: the codec has no ids that mark a gap, or that end a text, or not this order;
-            or it puts a space in front of a text, so that parts are not what they were.
+        RequestError: the codec has no ids that mark a gap, or not in this order, or none that ends
+            a text; or its texts cannot be cut without a change.
     """
     try:
         family = code.of(codec)
     except RequestError as error:
-        raise _unfit(codec, "no ids that mark a gap") from error
+        raise _unfit(codec, "has no ids that mark a gap") from error
     orders = code.ORDERS if options.fim_order == "both" else (options.fim_order,)
     for order in orders:
         code.framed(codec, family, [], [], order)
-    if not isinstance(codec, Spelt) or codec.lead(()):
-        raise _unfit(codec, "texts that cannot be cut anywhere")
+    if not isinstance(codec, Spelt):
+        raise _unfit(codec, "does not say what its ids spell")
+    if codec.lead(()):
+        raise _unfit(codec, "puts a space in front of a text")
     if not codec.ends:
-        raise _unfit(codec, "no id that ends a text")
+        raise _unfit(codec, "has no id that ends a text")
     return Fim(
         options.isolate,
         codec=codec,
@@ -158,7 +160,7 @@ def objective(options: Options, codec: Codec) -> Fim:
 
 def _unfit(codec: Codec, why: str) -> RequestError:
     return RequestError(
-        f"objective is 'fim' and the codec {codec.name} has {why}",
+        f"objective is 'fim' and the codec {codec.name} {why}",
         expected="a byte-level tokenizer with the ids of a family of codecs/code.py",
         fix="codec='code'",
     )

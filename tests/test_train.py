@@ -20,7 +20,7 @@ from seriatim.errors import FileError, NumericError, RequestError, ResourceError
 from seriatim.kernels.torch_fast import TorchOps
 from seriatim.models import checkpoint as models
 from seriatim.models.forward import forward
-from seriatim.train import checkpoint, evaluate, loop, optim
+from seriatim.train import averaging, checkpoint, evaluate, loop, optim
 from seriatim.train.dial import dial, parse, vocabulary
 from seriatim.train.report import Note, Progress, Saved, Score, Started
 
@@ -213,10 +213,20 @@ def test_equal_seeds_give_equal_bits_and_others_do_not(book, tmp_path):
     assert final(outs[0]) == final(outs[1]) != final(outs[2])
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_resumed_run_ends_with_the_same_bits(book, tmp_path, optimizer):
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"optimizer": "muon"},
+        {"optimizer": "adamw"},
+        {"ema": 0.9},
+        {"accumulate": 2, "recompute": True},
+        {"norm_limit": 2.5, "bad_step": "skip"},
+    ],
+    ids=str,
+)
+def test_a_resumed_run_ends_with_the_same_bits(book, tmp_path, chosen):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(book, whole, steps=12, optimizer=optimizer, save_every=3)
+    run(book, whole, steps=12, save_every=3, **chosen)
 
     class Killed(Exception):
         pass
@@ -225,7 +235,7 @@ def test_a_resumed_run_ends_with_the_same_bits(book, tmp_path, optimizer):
         if isinstance(record, Progress) and record.step == 8:
             raise Killed
 
-    options = {"optimizer": optimizer, "save_every": 3}
+    options = {"save_every": 3} | chosen
     with pytest.raises(Killed):
         loop.train(book, out=cut, steps=12, report=kill, **(TINY | options))
     records = run(book, cut, steps=12, resume=True, **options)
@@ -234,6 +244,69 @@ def test_a_resumed_run_ends_with_the_same_bits(book, tmp_path, optimizer):
     assert (whole / "README.md").read_text().replace("whole", "cut") == (
         cut / "README.md"
     ).read_text()
+
+
+def test_a_batch_in_parts_learns_what_it_learns_whole(book, tmp_path):
+    losses = {}
+    for parts in (1, 2, 3):
+        options = {"batch": 3, "accumulate": parts, "isolate": True}
+        records = run(book, tmp_path / str(parts), steps=6, **options)
+        losses[parts] = [p.loss for p in of(records, Progress)]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[3] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("chosen", [{"recompute": True}, {"compile": True}], ids=str)
+def test_how_layers_are_computed_changes_only_rounding(book, tmp_path, chosen):
+    losses = [
+        [p.loss for p in of(run(book, tmp_path / name, steps=4, **options), Progress)]
+        for name, options in (("plain", {}), ("other", chosen))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_average_of_the_weights_is_what_a_run_gives(book, tmp_path):
+    plain, averaged = tmp_path / "plain", tmp_path / "averaged"
+    run(book, plain, steps=12)
+    run(book, averaged, steps=12, ema=0.999)
+    kept = [checkpoint.newest(out)[0] for out in (plain, averaged)]
+    assert kept[0] is not None
+    assert kept[1] is not None
+    for name, weight in kept[1].weights.items():  # it changes nothing that is learned
+        assert torch.equal(weight, kept[0].weights[name])
+    given = models.read(averaged).weights
+    for name, weight in given.items():
+        assert np.array_equal(weight, kept[1].optimizer[f"average.{name}"].numpy())
+    assert any(not np.array_equal(w, models.read(plain).weights[n]) for n, w in given.items())
+
+
+def test_the_average_is_that_of_its_formula():
+    weights = {"w": torch.zeros(3, dtype=torch.float64)}
+    average = averaging.Average(weights, decay=0.8)
+    draw, expected = np.random.default_rng(0), np.zeros(3)
+    for step in range(50):
+        now = draw.normal(size=3)
+        weights["w"].copy_(torch.tensor(now))
+        average.update(step)
+        decay = min(0.8, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * now
+    with average.applied():
+        assert weights["w"].numpy() == pytest.approx(expected)
+    assert weights["w"].numpy() == pytest.approx(now)
+
+
+def test_bad_steps_are_skipped_if_allowed_and_said(book, tmp_path):
+    out = tmp_path / "out"
+    norms = [p.norm for p in of(run(book, out, steps=9, warmup=0), Progress)]
+    limit = sorted(norms)[5]
+    records = run(book, tmp_path / "b", steps=9, warmup=0, norm_limit=limit, bad_step="skip")
+    skipped = [note for note in of(records, Note) if "skipped" in note.text]
+    assert 1 <= len(skipped) < 9
+    assert len(of(records, Progress)) == 9
+    with pytest.raises(NumericError, match=r"gradient norm .*a norm up to 0.001"):
+        run(book, tmp_path / "c", steps=9, norm_limit=0.001)
+    with pytest.raises(NumericError):  # a run that only skips learns nothing
+        run(book, tmp_path / "d", steps=30, norm_limit=0.001, bad_step="skip")
 
 
 def test_the_length_may_change_while_the_rate_is_level(book, tmp_path):
@@ -407,7 +480,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(book, tmp_path, option, valu
 
 
 def test_an_unknown_option_is_refused(book, tmp_path):
-    with pytest.raises(TypeError, match="learning_rat"):
+    with pytest.raises(RequestError, match=r"learning_rat.*mean learning_rate"):
         run(book, tmp_path / "out", learning_rat=1)
 
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from functools import wraps
-from importlib.util import find_spec
 from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from seriatim.errors import RequestError, SeriatimError
+from seriatim.errors import RequestError
 from seriatim.terminal import typed
 
 
@@ -167,11 +166,3 @@ def parse_bias(text: str) -> tuple[int, float]:
         return int(id), float(value)
     except ValueError:
         raise RequestError(f"--logit-bias is {text!r:.80}", expected="ID=NUMBER") from None
-
-
-def need_torch() -> None:
-    """Refuse a command that trains where torch is not installed."""
-    if find_spec("torch") is None:
-        raise SeriatimError(
-            "training needs torch, which is not installed", fix="pip install 'seriatim[train]'"
-        )

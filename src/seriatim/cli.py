@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
-from seriatim import talking, verifying, weighing
-from seriatim.arguments import loads, need_torch, parse_ids, request_options, requests
+from seriatim import talking, training, verifying, weighing
+from seriatim.arguments import loads, parse_ids, request_options, requests
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
@@ -137,62 +137,7 @@ def score(
         _print_score("all", total(scores), as_json)
 
 
-@app.command()
-def train(
-    data: Annotated[
-        list[str], typer.Argument(help="Files, folders or patterns; PATH=WEIGHT mixes them.")
-    ],
-    *,
-    size: Annotated[str, typer.Option(help="0.01M to 1B parameters: the one dial.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")],
-    out: Annotated[Path, typer.Option(help="The run folder; it becomes the model.")],
-    codec: Annotated[
-        str, typer.Option(help="text (a tokenizer is learned), byte, or a folder that holds one.")
-    ] = "text",
-    vocab_size: int | None = None,
-    context: int | None = None,
-    batch: Annotated[int | None, typer.Option(help="Windows in a step.")] = None,
-    width: int | None = None,
-    depth: int | None = None,
-    heads: int | None = None,
-    kv_heads: int | None = None,
-    ffn: int | None = None,
-    optimizer: Annotated[str | None, typer.Option(help="muon or adamw.")] = None,
-    learning_rate: float | None = None,
-    embedding_rate: Annotated[float, typer.Option(help="Under muon.")] = 0.004,
-    weight_decay: float = 0.0,
-    schedule: Annotated[str, typer.Option(help="wsd or cosine.")] = "wsd",
-    warmup: int | None = None,
-    decay: Annotated[float, typer.Option(help="Share of the steps in which wsd falls.")] = 0.5,
-    validation: Annotated[
-        list[str] | None,
-        typer.Option(help="Held-out files or names among DATA, repeatable; or a share."),
-    ] = None,
-    field: Annotated[str, typer.Option(help="Of .jsonl lines, the text.")] = "text",
-    separator: Annotated[
-        str | None, typer.Option(help="Between the documents of a plain file.")
-    ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where encoded data is kept.")] = None,
-    isolate: Annotated[
-        bool, typer.Option("--isolate", help="Attention stays within each document.")
-    ] = False,
-    save_every: int | None = None,
-    seed: int = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
-    store: Annotated[str, typer.Option(help="Type of the weights written: f32 or bf16.")] = "f32",
-    precision: Annotated[str, typer.Option(help="Of the products: f32 or bf16.")] = "f32",
-    threads: int | None = None,
-    device: str = "cpu",
-    prompt: Annotated[str, typer.Option(help="What samples begin with.")] = "Once upon a time",
-) -> None:
-    """Train a model on files: a folder that `generate` and `transformers` load."""
-    options = {name: value for name, value in locals().items() if name != "data"}
-    need_torch()
-    from seriatim.progress import Bar
-
-    with Bar() as bar:
-        folder = seriatim.train(data, **options, report=bar)
-    print(folder)
+app.command()(training.train)
 
 
 @app.command()

@@ -4,11 +4,14 @@ With the reference ops it runs and differentiates in torch; with the recorder it
 that the C++ runtime executes. It is never edited for speed: fusion is a pass over the plan.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from seriatim.kernels.ops import Ops
 from seriatim.models.spec import MLP, Attention, Layer, Norm, Rope, Spec
+
+Apply = Callable[[Callable[[Any], Any], int, Any], Any]  # (layer, its number, its input)
 
 
 def forward(ops: Ops, spec: Spec, weights: Mapping[str, Any]) -> Any:
@@ -19,13 +22,29 @@ def forward(ops: Ops, spec: Spec, weights: Mapping[str, Any]) -> Any:
         spec: the model.
         weights: by the names of `spec.weights(spec)`, as `ops` takes them.
     """
+    return head(ops, spec, weights, trunk(ops, spec, weights))
+
+
+def trunk(
+    ops: Ops,
+    spec: Spec,
+    weights: Mapping[str, Any],
+    apply: Apply = lambda layer, index, x: layer(x),
+) -> Any:
+    """What the last layer gives [token, width]; training may `apply` layers in its own way."""
     x = ops.embed(weights["embed.weight"], source="ids")  # [token, width]
     if spec.positions:
         x = ops.add(x, ops.embed(weights["position.weight"], source="position"))
     ropes = dict.fromkeys(l.attention.rope for l in spec.layers if l.attention.rope)
     angles = {rope: ops.rotary(rope.frequencies, scale=rope.scale) for rope in ropes}
     for index, layer in enumerate(spec.layers):
-        x = _layer(ops, layer, _Scope(weights, f"layers.{index}."), x, index, angles)
+        scope = _Scope(weights, f"layers.{index}.")
+        x = apply(partial(_layer, ops, layer, scope, index, angles), index, x)
+    return x
+
+
+def head(ops: Ops, spec: Spec, weights: Mapping[str, Any], x: Any) -> Any:
+    """Logits [row, vocab] from what the last layer gave."""
     root = _Scope(weights, "")
     x = _norm(ops, spec.norm, root, "norm", ops.rows(x))  # [row, width]
     return root.linear(ops, "embed" if spec.tied else "head", x)  # [row, vocab]
@@ -45,7 +64,7 @@ class _Scope:
 
 
 def _layer(
-    ops: Ops, layer: Layer, w: _Scope, x: Any, index: int, angles: Mapping[Rope, Any]
+    ops: Ops, layer: Layer, w: _Scope, index: int, angles: Mapping[Rope, Any], x: Any
 ) -> Any:
     normed = _norm(ops, layer.norm, w, "attention_norm", x)
     x = ops.add(x, _attention(ops, layer.attention, w, normed, index, angles))

@@ -6,6 +6,7 @@ function of the position, the seed and the data, so a run goes on anywhere with 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,28 @@ class Batch:
         targets: int64 [row, context]: the id after each input; -1 where nothing fills the row.
         segments: int64 [row, context]: number of the document in its row, from 0; what nothing
             fills is one more.
+        numbers: int64 [row]: which row of the run it is, from 0: what is drawn for a row is drawn
+            from this, and so does not depend on how a batch is divided.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     segments: np.ndarray
+    numbers: np.ndarray
+
+    @property
+    def learned(self) -> int:
+        """How many targets there are."""
+        return int((self.targets != NOTHING).sum())
+
+    def rows(self, which: slice) -> "Batch":
+        """Some of the rows."""
+        return Batch(*(array[which] for array in vars(self).values()))
+
+    def parts(self, count: int) -> list["Batch"]:
+        """The rows in `count` parts as equal as can be, none of them empty."""
+        ends = [len(self.inputs) * n // count for n in range(count + 1)]
+        return [self.rows(slice(*ends)) for ends in pairwise(ends) if ends[0] < ends[1]]
 
 
 @dataclass(frozen=True)
@@ -66,17 +84,25 @@ class Batches:
         windows: rows in a batch.
         seed: of cuts and order.
         folder: where plans lie while they are used.
+        room: ids that an objective may add to each document of a row.
 
     Raises:
         RequestError: less data than one batch.
     """
 
     def __init__(
-        self, groups: Sequence[Group], *, context: int, windows: int, seed: int, folder: Path
+        self,
+        groups: Sequence[Group],
+        *,
+        context: int,
+        windows: int,
+        seed: int,
+        folder: Path,
+        room: int = 0,
     ) -> None:
         _check_length(groups, context=context, windows=windows)
         self.groups, self.context, self.windows = groups, context, windows
-        self.seed, self.folder = seed, folder
+        self.seed, self.folder, self.room = seed, folder, room
         whole = sum(group.weight for group in groups)
         self._shares = np.array([group.weight / whole for group in groups])
         self._taken = [0] * len(groups)
@@ -106,8 +132,10 @@ class Batches:
 
     def take(self) -> Batch:
         """The next batch."""
+        numbers = sum(self._taken) + np.arange(self.windows)
         rows = [self._next() for _ in range(self.windows)]
-        return Batch(*(np.stack(part) for part in zip(*rows, strict=True)))
+        inputs, targets, segments = (np.stack(part) for part in zip(*rows, strict=True))
+        return Batch(inputs, targets, segments, numbers)
 
     @property
     def padding(self) -> float:
@@ -122,7 +150,14 @@ class Batches:
             self._plans.pop(group, None)  # its files go before the next are written
             epoch, mine = self._epoch[group], self.groups[group]
             key = (self.seed, group, epoch)
-            found = plan(mine.starts, mine.ends, context=self.context, key=key, folder=self.folder)
+            found = plan(
+                mine.starts,
+                mine.ends,
+                context=self.context,
+                key=key,
+                folder=self.folder,
+                room=self.room,
+            )
             self._plans[group] = epoch, found
         return found
 
@@ -144,8 +179,8 @@ class Batches:
         at = 0
         for number, (start, length) in enumerate(pieces.tolist()):
             ids, span = corpus.ids(start, length + 1), slice(at, at + length)
-            inputs[span], targets[span], segments[span] = ids[:-1], ids[1:], number
-            at += length
+            inputs[span], targets[span] = ids[:-1], ids[1:]
+            segments[at : (at := at + length + self.room)] = number
         return inputs, targets, segments
 
 

@@ -1,8 +1,7 @@
 """What a run leaves behind: the model folder, and its README.md, the card."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from seriatim.files.regular import listed
 from seriatim.models import checkpoint
 from seriatim.train.data import Prepared
 from seriatim.train.dial import THETA, Dial
+from seriatim.train.options import Options, changed
 from seriatim.train.report import Score
 
 NAMED = 100  # files, on the card
@@ -49,15 +49,14 @@ def _one(ids: Sequence[int]) -> int | list[int] | None:
     return ids[0] if len(ids) == 1 else list(ids) or None
 
 
-def command(asked: Mapping[str, Any], train: Callable[..., Path]) -> str:
-    """The command line that asks for the same: options that differ from `train`'s defaults."""
-    defaults = {name: p.default for name, p in signature(train).parameters.items()}
-    quiet = ("data", "resume", "report", "threads", "save_every", "cache")
-    options = {k: v for k, v in asked.items() if k not in quiet and v != defaults[k]}
-    words = [*_many(asked["data"])]
-    for name, value in options.items():
+def command(data: Any, options: Options) -> str:
+    """The command line that asks for the same: options that differ from their defaults."""
+    quiet = ("resume", "threads", "save_every", "keep", "cache")
+    words = _many(data)
+    for name, value in changed(options).items():
         flag = f"--{name.replace('_', '-')}"
-        words += [flag] if value is True else [w for one in _many(value) for w in (flag, one)]
+        if name not in quiet:
+            words += [flag] if value is True else [w for v in _many(value) for w in (flag, v)]
     return shlex.join(["seriatim", "train", *words])
 
 

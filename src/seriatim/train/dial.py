@@ -16,12 +16,13 @@ The rules, each overridable by the option of the same name:
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from seriatim.errors import RequestError
 from seriatim.models.rope import rope
 from seriatim.models.spec import MLP, Attention, Layer, Norm, Spec, weights
+from seriatim.train.options import Options
 
 THETA, EPS = 10000.0, 1e-5  # rotary base and norm guard of Llama
 
@@ -85,6 +86,13 @@ def parse(size: str) -> int:
 def vocabulary(parameters: int) -> int:
     """Ids of a text tokenizer for a model of this size: a power of two, 256 to 65,536."""
     return min(65536, max(512, 2 ** round(math.log2(1.3 * math.sqrt(parameters)))))
+
+
+def of(options: Options, vocab_size: int) -> Dial:
+    """The numbers for a run's options and the size of its codec."""
+    names = vars(options).keys() & {f.name for f in fields(Dial)} - {"vocab_size"}
+    chosen = {name: getattr(options, name) for name in names}
+    return dial(str(options.size), vocab_size, **chosen)
 
 
 def dial(size: str, vocab_size: int, **chosen: Any) -> Dial:

@@ -1,15 +1,18 @@
 """A model in training: its weights, drawn from a seed, and the one forward pass over them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from seriatim.codecs import Codec
 from seriatim.kernels.torch_fast import TorchOps, cross_entropy
-from seriatim.models.forward import forward
+from seriatim.models.forward import head, trunk
 from seriatim.models.spec import Spec, weights
 from seriatim.train import evaluate
 from seriatim.train.batches import NOTHING, Batch
@@ -18,39 +21,86 @@ from seriatim.train.report import Score
 
 EMBEDDING_STD = 0.02
 HIDDEN_STD = 0.5  # times 1 / sqrt(inputs)
+ROWS = TorchOps(torch.zeros(1, 1, dtype=torch.int64))  # for what knows no positions
 
 
 class Model:
-    """Weights of a spec as leaves of the graph.
+    """Weights of a spec as leaves of the graph, and what they predict.
 
     Args:
+        spec: the model.
+        weights: by the names of `spec.weights(spec)`; an objective may have brought more.
+        device: where to compute.
         precision: of the products: "f32", or "bf16" by autocast.
+        recompute: layers are computed again for their gradients: less memory, a third more time.
+        compile: layers run through `torch.compile`.
     """
 
-    def __init__(self, spec: Spec, *, seed: int, device: str = "cpu", precision: str = "f32"):
+    def __init__(
+        self,
+        spec: Spec,
+        weights: Mapping[str, Tensor],
+        *,
+        device: str = "cpu",
+        precision: str = "f32",
+        recompute: bool = False,
+        compile: bool = False,
+    ) -> None:
         self.spec, self.device, self.precision = spec, device, precision
-        self.weights = initial(spec, seed=seed, device=device)
+        self.weights = {name: w.to(device).requires_grad_() for name, w in weights.items()}
+        self._recompute = recompute
+        self._run = torch.compile(self._trunk, dynamic=False) if compile else self._trunk
+
+    def hidden(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+        """What the last layer gives [window * position, width].
+
+        Args:
+            ids: int64 [window, position].
+            segments: [window, position]: with them each document of a window is alone.
+        """
+        with self._autocast():
+            there = None if segments is None else segments.to(self.device)
+            return self._run(ids.to(self.device), there)
+
+    def predicted(self, hidden: Tensor) -> Tensor:
+        """Logits [window * position, vocab] from what `hidden` gave."""
+        with self._autocast():
+            return head(ROWS, self.spec, self.weights, hidden)
 
     def logits(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Logits [window * position, vocab] of `ids` [window, position].
+        """Logits [window * position, vocab] of `ids` [window, position]."""
+        return self.predicted(self.hidden(ids, segments))
 
-        With `segments` [window, position] each document of a window is alone.
+    def logits_of(self, batch: Batch, *, isolate: bool = False) -> Tensor:
+        """Logits [row * position, vocab] of a batch; `isolate` keeps each document alone."""
+        segments = torch.from_numpy(batch.segments) if isolate else None
+        return self.logits(torch.from_numpy(batch.inputs), segments)
+
+    def nats(self, logits: Tensor, targets: np.ndarray) -> Tensor:
+        """Nats, summed over the targets that there are; it *overwrites* `logits`.
+
+        Args:
+            logits: [token, vocab].
+            targets: [token] in any shape; `NOTHING` where there is none.
         """
-        half, ids = self.precision == "bf16", ids.to(self.device)
-        ops = TorchOps(ids) if segments is None else IsolatedOps(ids, segments.to(self.device))
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
-            return forward(ops, self.spec, self.weights)
-
-    def loss(self, batch: Batch, *, isolate: bool = False) -> Tensor:
-        """Mean nats per target of `batch`; `isolate` keeps attention within its documents."""
-        inputs, targets, segments = map(
-            torch.from_numpy, (batch.inputs, batch.targets, batch.segments)
-        )
-        logits = self.logits(inputs, segments if isolate else None).float()
-        wanted = targets.reshape(-1)
+        wanted = torch.from_numpy(targets).reshape(-1).to(self.device)
+        logits = logits.float()
         if not (there := wanted != NOTHING).all():
-            logits, wanted = logits[there.to(self.device)], wanted[there]
-        return cross_entropy(logits, wanted.to(self.device))
+            logits, wanted = logits[there], wanted[there]
+        return cross_entropy(logits, wanted) * len(wanted) if len(wanted) else logits.sum()
+
+    def _autocast(self) -> torch.autocast:
+        half = self.precision == "bf16"
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half)
+
+    def _trunk(self, ids: Tensor, segments: Tensor | None) -> Tensor:
+        ops = TorchOps(ids) if segments is None else IsolatedOps(ids, segments)
+        return trunk(ops, self.spec, self.weights, self._apply)
+
+    def _apply(self, layer: Callable[[Tensor], Tensor], index: int, x: Tensor) -> Tensor:
+        if self._recompute and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(layer, x, use_reentrant=False))
+        return layer(x)
 
     def score(
         self, documents: Sequence[np.ndarray], codec: Codec, *, step: int, most: int | None = None
@@ -59,9 +109,10 @@ class Model:
         context = self.spec.context
         return evaluate.score(self.logits, documents, codec, context=context, step=step, most=most)
 
-    def continued(self, prompt: str, codec: Codec, *, seed: int, count: int = 60) -> str:
-        """What the model says after `prompt`."""
-        before = codec.prompt(prompt)
+    def continued(self, prompt: str | None, codec: Codec, *, seed: int, count: int = 60) -> str:
+        """What the model says after `prompt`, or where a document begins."""
+        before = list(codec.start) if prompt is None else codec.prompt(prompt)
+        before = before or [0]  # whatever stands first, where nothing must
         count = min(count, self.spec.context - len(before))
         ids = evaluate.sample(self.logits, before, seed=seed, count=count, ends=codec.ends)
         return codec.render(codec.decode(ids, after=before))["text/plain"]
@@ -79,13 +130,13 @@ class Model:
             weight.grad = None
 
 
-def initial(spec: Spec, *, seed: int, device: str = "cpu") -> Mapping[str, Tensor]:
+def initial(
+    spec: Spec, *, seed: int, extra: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> dict[str, Tensor]:
     """Norms 1, biases 0, last products 0 (no layer adds anything yet), the rest drawn."""
     draw = torch.Generator().manual_seed(seed)
-    return {
-        name: _first(name, shape, draw).to(device).requires_grad_()
-        for name, shape in weights(spec).items()
-    }
+    shapes = {**weights(spec), **extra}
+    return {name: _first(name, shape, draw) for name, shape in shapes.items()}
 
 
 def _first(name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:

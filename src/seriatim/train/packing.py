@@ -102,7 +102,13 @@ class Plan:
 
 
 def plan(
-    starts: np.ndarray, ends: np.ndarray, *, context: int, key: tuple[int, ...], folder: Path
+    starts: np.ndarray,
+    ends: np.ndarray,
+    *,
+    context: int,
+    key: tuple[int, ...],
+    folder: Path,
+    room: int = 0,
 ) -> Plan:
     """The rows of an epoch.
 
@@ -111,8 +117,12 @@ def plan(
         context: pairs that fit into a row.
         key: what the order and the cuts are drawn from.
         folder: where the plan lies while it is used, in files without a name.
+        room: what each piece of a row takes beside its pairs.
     """
-    table = spooled(_tables(starts, ends, context, key), np.int64, folder).reshape(-1, 3)
+    tables = (
+        made - (0, room, 0) for made in _tables(starts, ends, context, room=room, key=key)
+    )  # room is counted while rows are filled, and no part of a piece
+    table = spooled(tables, np.int64, folder).reshape(-1, 3)
     blocks = range(0, len(table), 1 << 20)
     rows = (at + np.flatnonzero(table[at : at + (1 << 20), 2]) for at in blocks)
     pairs = sum(int(table[at : at + (1 << 20), 1].sum()) for at in blocks)
@@ -120,14 +130,15 @@ def plan(
 
 
 def _tables(
-    starts: np.ndarray, ends: np.ndarray, context: int, key: tuple[int, ...]
+    starts: np.ndarray, ends: np.ndarray, context: int, *, room: int, key: tuple[int, ...]
 ) -> Iterator[np.ndarray]:
-    """Start, pairs, 1 where a row begins: int64 [piece, 3], row by row."""
+    """Start, pairs and room, 1 where a row begins: int64 [piece, 3], row by row."""
     order, waiting = keys(*key, 0), np.empty((0, 2), np.int64)
     for at in range(0, len(starts), BUFFER):
         chosen = shuffled(np.arange(at, min(at + BUFFER, len(starts))), len(starts), order)
         cuts = np.random.Generator(np.random.PCG64([*key, 2, at]))
-        made = _cut(starts[chosen], ends[chosen] - starts[chosen] - 1, context, cuts)
+        made = _cut(starts[chosen], ends[chosen] - starts[chosen] - 1, context - room, cuts)
+        made[:, 1] += room
         whole = made[:, 1] == context
         yield np.insert(made[whole], 2, 1, axis=1)
         waiting = np.concatenate([waiting, made[~whole]])

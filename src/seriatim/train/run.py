@@ -15,43 +15,22 @@ from torch import Tensor
 
 from seriatim import codecs, registry
 from seriatim.codecs import Codec, Records
-from seriatim.errors import FileError, RequestError
+from seriatim.errors import FileError, NumericError, RequestError
 from seriatim.train.batches import Batches
 from seriatim.train.checkpoint import Checkpoint, newest, save_checkpoint
+from seriatim.train.dial import Dial
+from seriatim.train.options import Options, fixing
 from seriatim.train.report import Note, Report, Saved
 
-KNOWN: Mapping[str, tuple[Any, ...]] = {
-    "objective": ("next",),
-    "init": (None,),
-    "adapter": (None,),
-    "schedule": ("wsd", "cosine"),
-    "precision": ("f32", "bf16"),
-    "store": ("f32", "bf16"),
-}
-WHOLE = {"steps": 1, "threads": 1, "save_every": 1, "warmup": 0, "seed": 0}  # least value
+MOST_BAD = 10  # bad steps in a row end even a run that skips them
 
 
-def check(asked: Mapping[str, Any]) -> None:
-    """Refuse, by name, options that this form of training does not honour.
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not have here.
 
     Raises:
-        RequestError: the first such option.
+        RequestError: it has not.
     """
-    for name, values in KNOWN.items():
-        if asked[name] not in values:
-            expected = " or ".join("nothing" if v is None else repr(v) for v in values)
-            raise RequestError(f"{name} is {asked[name]!r}", expected=expected)
-    for name, least in WHOLE.items():
-        value = asked[name]
-        if value is not None and (type(value) is not int or value < least):
-            raise RequestError(f"{name} is {value!r}", expected=f"a whole number from {least} on")
-    for name, most in (("decay", 1.0), ("weight_decay", math.inf), ("embedding_rate", math.inf)):
-        if not 0 <= asked[name] <= most:
-            raise RequestError(f"{name} is {asked[name]}", expected=f"a number in [0, {most}]")
-    _check_device(asked["device"])
-
-
-def _check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -73,6 +52,48 @@ def claim(out: Path, *, resume: bool) -> Path:
         fix = "resume that run, or name another folder"
         raise FileError(f"{out} is not empty", expected="an empty run folder", fix=fix)
     return out
+
+
+def plan(options: Options) -> dict[str, Any]:
+    """What the rate follows from."""
+    steps, warmup = options.steps, options.warmup
+    warmup = min(50, steps // 10) if warmup is None else warmup
+    return {"steps": steps, "kind": options.schedule, "warmup": warmup, "decay": options.decay}
+
+
+def fixed(options: Options, numbers: Dial) -> dict[str, Any]:
+    """What cannot change when a run goes on: all that its numbers follow from."""
+    return vars(numbers) | fixing(options)
+
+
+class BadSteps:
+    """What becomes of a step whose loss or gradient is not finite, or too large."""
+
+    def __init__(self, options: Options, folder: Path, say: Report) -> None:
+        self.options, self.folder, self.say = options, folder, say
+        self.row = 0
+
+    def allow(self, step: int, nats: float, norm: float) -> bool:
+        """Whether the weights may move; a bad step is said, and skipped if that is allowed.
+
+        Raises:
+            NumericError: a bad step may not be skipped, or too many came in a row.
+        """
+        limit = self.options.norm_limit
+        if math.isfinite(nats) and math.isfinite(norm) and norm <= limit:
+            self.row = 0
+            return True
+        self.row += 1
+        seen = f"step {step}: loss {nats}, gradient norm {norm}"
+        if self.options.bad_step == "stop" or self.row >= MOST_BAD:
+            raise NumericError(
+                seen,
+                expected="finite numbers"
+                + (f", a norm up to {limit:g}" if limit < math.inf else ""),
+                fix=f"the checkpoint before is kept in {self.folder}; lower the learning rate",
+            )
+        self.say(Note(f"{seen}: skipped"))
+        return False
 
 
 class Interrupt:
@@ -172,12 +193,14 @@ class State:
         optimizer: Mapping[str, Tensor],
         position: Mapping[str, Any],
         say: Report,
+        *,
+        keep: int,
     ) -> None:
         """Keep the state after `step` steps; `position` is where the next batch begins."""
         held = {name: tensor.detach().cpu() for name, tensor in weights.items()}
         moments = {name: tensor.cpu() for name, tensor in optimizer.items()}
         now = self._json() | {"position": dict(position)}
-        folder = save_checkpoint(self.out, Checkpoint(step, held, moments, now))
+        folder = save_checkpoint(self.out, Checkpoint(step, held, moments, now), keep=keep)
         say(Saved(step, folder))
 
     def restore(

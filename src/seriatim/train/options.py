@@ -1,0 +1,201 @@
+"""The options of `train`: names, defaults and meaning in one place, for Python and for the shell.
+
+It needs no torch, so that the command's help does not wait for it.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Any, TypeVar
+
+from seriatim import registry
+from seriatim.errors import RequestError, did_you_mean, shown
+
+# What a run may change when it goes on, or what is compared in another form: the numbers of the
+# dial, the plan of the rate, digests of data and codec.
+FREE = frozenset(
+    re.findall(
+        r"\w+",
+        "out resume save_every keep prompt threads cache store, codec validation field separator,"
+        "steps schedule warmup decay, size vocab_size width depth heads kv_heads ffn context batch"
+        " optimizer learning_rate",
+    )
+)
+
+Train = TypeVar("Train", bound=Callable[..., Any])
+
+
+# What options are about: their order, and the panels of the command's help.
+RUN, MACHINE, DATA = "The run", "The machine", "The data"
+MODEL, AIM, UPDATE = "The model", "What is learned", "How it is learned"
+
+
+def _option(panel: str, default: Any, help: str, **limits: Any) -> Any:
+    """A field with its meaning, and what it may be: `among` some values, `least`, `most`."""
+    return field(default=default, metadata={"panel": panel, "help": help, **limits})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What may be asked of a run beside its data; each field says what it is in its metadata."""
+
+    size: str | None = _option(RUN, None, "0.01M to 1B parameters: the one dial.", needed=True)
+    steps: int = _option(RUN, MISSING, "Optimizer steps.", least=1)
+    out: str | Path = _option(RUN, MISSING, "The run folder; it becomes the model.")
+    seed: int = _option(
+        RUN, 0, "Of weights, batches and split: equal runs give equal bits.", least=0
+    )
+    resume: bool = _option(RUN, False, "Go on from the newest whole checkpoint, or start.")
+    save_every: int | None = _option(
+        RUN, None, "Steps between checkpoints; default: a twentieth.", least=1
+    )
+    keep: int = _option(RUN, 2, "How many of the last checkpoints stay.", least=1)
+    prompt: str | None = _option(
+        RUN, None, "What samples begin with; default: the start of a document."
+    )
+
+    threads: int | None = _option(MACHINE, None, "Of torch; default: its own.", least=1)
+    device: str = _option(MACHINE, "cpu", "Where to compute, as torch names it.")
+    precision: str = _option(MACHINE, "f32", "Of the products.", among=("f32", "bf16"))
+    recompute: bool = _option(
+        MACHINE, False, "Compute layers again instead of keeping what they gave."
+    )
+    compile: bool = _option(MACHINE, False, "Through torch.compile: faster, with other rounding.")
+
+    codec: str = _option(
+        DATA, "text", "text (a tokenizer is learned), byte, or a folder that holds one."
+    )
+    validation: str | Path | float | Sequence[str | Path] | None = _option(
+        DATA, None, "Held-out files, names among DATA, or a share; default: about a tenth."
+    )
+    field: str = _option(DATA, "text", "Of .jsonl lines, the text.")
+    separator: str | None = _option(DATA, None, "Between the documents of a plain file.")
+    cache: str | Path | None = _option(DATA, None, "Where encoded data is kept.")
+    isolate: bool = _option(DATA, False, "Attention stays within each document of a row.")
+
+    vocab_size: int | None = _option(MODEL, None, "Ids of a tokenizer to learn.", least=1)
+    width: int | None = _option(MODEL, None, "Channels.", least=1)
+    depth: int | None = _option(MODEL, None, "Layers.", least=1)
+    heads: int | None = _option(MODEL, None, "Of the queries.", least=1)
+    kv_heads: int | None = _option(MODEL, None, "Of keys and values.", least=1)
+    ffn: int | None = _option(MODEL, None, "Channels within the MLP.", least=1)
+    context: int | None = _option(MODEL, None, "Ids in a row.", least=1)
+    init: None = _option(MODEL, None, "Room for fine-tuning; nothing for now.", among=(None,))
+    adapter: None = _option(MODEL, None, "Room for fine-tuning; nothing for now.", among=(None,))
+    store: str = _option(MODEL, "f32", "Type of the weights in the folder.", among=("f32", "bf16"))
+
+    objective: str = _option(AIM, "next", "A file of seriatim.train.objectives, such as next.")
+
+    batch: int | None = _option(UPDATE, None, "Rows of `context` ids in a step.", least=1)
+    accumulate: int = _option(UPDATE, 1, "Parts of a batch that are computed one by one.", least=1)
+    optimizer: str | None = _option(UPDATE, None, "muon (hidden matrices) or adamw.")
+    learning_rate: float | None = _option(
+        UPDATE, None, "Of hidden matrices; under adamw of everything."
+    )
+    embedding_rate: float = _option(
+        UPDATE, 0.004, "Of embedding, norms and biases under muon.", least=0
+    )
+    weight_decay: float = _option(UPDATE, 0.0, "Of hidden matrices, times the rate.", least=0)
+    schedule: str = _option(UPDATE, "wsd", "wsd or cosine.", among=("wsd", "cosine"))
+    warmup: int | None = _option(
+        UPDATE, None, "Steps up to the full rate; default: 50, or a tenth.", least=0
+    )
+    decay: float = _option(UPDATE, 0.5, "Share of the steps in which wsd falls.", least=0, most=1)
+    clip: float = _option(UPDATE, 1.0, "Largest norm of the whole gradient.", least=0)
+    ema: float = _option(
+        UPDATE,
+        0.0,
+        "Decay of an average of the weights, which is what the run gives; 0 is off.",
+        least=0,
+        most=1,
+    )
+    norm_limit: float = _option(
+        UPDATE, math.inf, "A gradient norm beyond it makes a step bad.", least=0
+    )
+    bad_step: str = _option(
+        UPDATE,
+        "stop",
+        "What a loss or norm that is not finite, or too large, does.",
+        among=("stop", "skip"),
+    )
+
+
+def asked(given: Mapping[str, Any]) -> Options:
+    """Options with their defaults.
+
+    Raises:
+        RequestError: an unknown name, a missing one, or a value that cannot be honoured.
+    """
+    known = {f.name: f for f in fields(Options)}
+    for name in given:
+        if name not in known:
+            raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, known))
+    for name, f in known.items():
+        if needed(f) and given.get(name) is None:
+            raise RequestError(f"{name} is missing", expected=f.metadata["help"])
+    for name, value in given.items():
+        _check(name, value, known[name].type, known[name].metadata)
+    options = Options(**given)
+    registry.get("seriatim.train.objectives", options.objective)
+    return options
+
+
+def needed(f: Field[Any]) -> bool:
+    """Whether an option has to be given."""
+    return f.default is MISSING or f.metadata.get("needed", False)
+
+
+def fixing(options: Options) -> dict[str, Any]:
+    """The options, by name, that a run's numbers follow from, beside those in another form."""
+    return {name: value for name, value in vars(options).items() if name not in FREE}
+
+
+def changed(options: Options) -> dict[str, Any]:
+    """Those that are not as they are by default."""
+    return {
+        f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default
+    }
+
+
+def documented(train: Train) -> Train:
+    """Gives `train` the options as its signature, and their meaning as part of its docstring."""
+    own = [p for p in signature(train).parameters.values() if p.kind != Parameter.VAR_KEYWORD]
+    named = [_parameter(f) for f in fields(Options)]
+    train.__signature__ = Signature([own[0], *named, *own[1:]])
+    lines = "".join(f"\n        {f.name}: {_meaning(f)}" for f in fields(Options))
+    if train.__doc__:  # python -OO has none
+        train.__doc__ = train.__doc__.replace("\n        report:", f"{lines}\n        report:")
+    return train
+
+
+def _parameter(f: Field[Any]) -> Parameter:
+    default = Parameter.empty if needed(f) else f.default
+    return Parameter(f.name, Parameter.KEYWORD_ONLY, default=default, annotation=f.type)
+
+
+def _meaning(f: Field[Any]) -> str:
+    said = f.metadata["help"]
+    return said[0].lower() + said[1:] if said[1:2].islower() else said
+
+
+def _check(name: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> None:
+    """Refuse a value of another type, or beyond the option's limits."""
+    if value is None and ("None" in str(kind) or kind is None):
+        return
+    among = limits.get("among")
+    if among and value not in among:
+        raise RequestError(f"{name} is {shown(value)}", expected=" or ".join(map(repr, among)))
+    whole, number = "int" in str(kind), "float" in str(kind) and "str" not in str(kind)
+    least, most = limits.get("least", -math.inf), limits.get("most", math.inf)
+    if kind is bool:
+        if type(value) is not bool:
+            raise RequestError(f"{name} is {shown(value)}", expected="True or False")
+    elif kind is str and not isinstance(value, str):
+        raise RequestError(f"{name} is {shown(value)}", expected="a text")
+    elif whole and (type(value) is not int or not least <= value <= most):
+        raise RequestError(f"{name} is {shown(value)}", expected=f"a whole number from {least} on")
+    elif number and not (type(value) in (int, float) and least <= value <= most):
+        raise RequestError(f"{name} is {shown(value)}", expected=f"a number in [{least}, {most}]")

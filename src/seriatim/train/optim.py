@@ -82,10 +82,12 @@ class Optimizer:
     def _adamw(self, names: list[str], step: int, rate: float, decay: float) -> None:
         """Decoupled weight decay (arXiv:1711.05101), in one pass over memory."""
         weights = [self.weights[name] for name in names]
+        first, second = ([self.state[f"{m}.{name}"] for name in names] for m in MOMENTS)
         adamw(
             weights,
             [w.grad for w in weights if w.grad is not None],
-            *([self.state[f"{moment}.{name}"] for name in names] for moment in MOMENTS),
+            first,
+            second,
             [],
             [torch.tensor(float(step), device=w.device) for w in weights],
             fused=True,

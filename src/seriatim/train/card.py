@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from ml_dtypes import bfloat16
 from torch import Tensor
 
 from seriatim.codecs import Codec
+from seriatim.files import safetensors
 from seriatim.files.regular import listed
 from seriatim.models import checkpoint
+from seriatim.models.spec import weights as shapes
 from seriatim.train.data import Prepared
 from seriatim.train.dial import THETA, Dial
 from seriatim.train.options import Options, changed
@@ -26,15 +29,21 @@ def write_model(
 ) -> None:
     """Write config.json, model.safetensors, generation_config.json and the codec's files.
 
+    What an objective learned beside the model, named "WHAT.*", becomes WHAT.safetensors.
+
     Args:
         store: "f32", or "bf16" (rounded to nearest even).
     """
     arrays = {name: _array(tensor, store) for name, tensor in weights.items()}
+    own = {name: arrays.pop(name) for name in shapes(dial.spec)}
     ids = {
         "bos_token_id": next(iter(codec.start), None),
         "eos_token_id": _one(codec.ends),
     }
-    checkpoint.write(out, dial.spec, arrays, config=ids | {"rope_theta": THETA})
+    checkpoint.write(out, dial.spec, own, config=ids | {"rope_theta": THETA})
+    for what, names in groupby(sorted(arrays), lambda name: name.split(".")[0]):
+        beside = {name: arrays[name] for name in names}
+        safetensors.write(out / f"{what}.safetensors", beside, {"format": "pt"})
     codec.save(out)
 
 
@@ -51,7 +60,7 @@ def _one(ids: Sequence[int]) -> int | list[int] | None:
 
 def command(data: Any, options: Options) -> str:
     """The command line that asks for the same: options that differ from their defaults."""
-    quiet = ("resume", "threads", "save_every", "keep", "cache")
+    quiet = ("resume", "threads", "save_every", "keep", "cache", "tensorboard")
     words = _many(data)
     for name, value in changed(options).items():
         flag = f"--{name.replace('_', '-')}"
@@ -88,7 +97,7 @@ seriatim in {steps:,} steps of {dial.batch * dial.context:,} ids.
 
     {command}
 
-**Score:** {score} (± one standard error) on {score.ids:,} held-out ids.
+**Score:** {score.sentence}.
 
 ## Data
 

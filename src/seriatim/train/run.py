@@ -158,7 +158,9 @@ def maker(name: str) -> Maker:
     if name == "byte":
         return _given(module.ByteCodec())
     if not hasattr(module, "train"):
-        raise RequestError(f"codec {name} cannot be trained with", expected='"text" or "byte"')
+        raise RequestError(
+            f"codec {name} cannot be trained with", expected='"text", "code" or "byte"'
+        )
     return Maker(learn=module.train)
 
 

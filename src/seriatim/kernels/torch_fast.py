@@ -67,7 +67,7 @@ class TorchOps(ReferenceOps):
             return F.layer_norm(y, shape, weight, bias, eps).flatten(-2).to(x.dtype)
         if bias is not None:
             return super().norm(x, weight, bias, kind=kind, eps=eps, heads=heads)
-        if weight is not None and _plain(x):
+        if weight is not None and _wide(x) and _fused(x):
             return rms_norm(y, weight, eps=eps).flatten(-2)
         return F.rms_norm(y, shape, weight, eps).flatten(-2).to(x.dtype)
 
@@ -88,7 +88,7 @@ class TorchOps(ReferenceOps):
         if options.get("window") or options.get("softcap"):
             return super().attention(query, key, value, **options)
         heads, kv_heads = options["heads"], options["kv_heads"]
-        if all(map(_plain, (query, key, value))):
+        if all(_wide(x) and _fused(x) for x in (query, key, value)):
             shape = (self.count, self.length, kv_heads)
             q = query.reshape(*shape, heads // kv_heads, -1)
             k, v = key.reshape(*shape, -1), value.reshape(*shape, -1)
@@ -108,7 +108,7 @@ class TorchOps(ReferenceOps):
         return x.view(self.count, self.length, heads, -1).transpose(1, 2)
 
     def gate(self, gate: Tensor, up: Tensor, *, activation: str) -> Tensor:
-        if activation == "silu" and gate.device.type == "cpu":
+        if activation == "silu" and _fused(gate):
             return silu_gate(gate, up)
         return super().gate(gate, up, activation=activation)
 
@@ -119,10 +119,14 @@ class TorchOps(ReferenceOps):
         return x[there]
 
 
-def _plain(x: Tensor) -> bool:
-    """What is fused here for a CPU; on others, and in 16 bits, torch's own forms are."""
-    wide = x.dtype in (torch.float32, torch.float64)
-    return wide and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+def _fused(x: Tensor) -> bool:
+    """Whether the forms for a CPU are the fast ones; `torch.compile` makes its own."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _wide(x: Tensor) -> bool:
+    """Whether sums may be taken in x's own type."""
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
 
 class _Turn(torch.autograd.Function):

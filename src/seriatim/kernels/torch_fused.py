@@ -161,7 +161,8 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0] * grads[0], None
+        logits = ctx.saved_tensors[0]
+        return logits if grads[0] == 1 else logits * grads[0], None
 
 
 def _gradient(logits: Tensor, targets: Tensor, count: int) -> Tensor:

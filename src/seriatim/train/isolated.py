@@ -19,7 +19,6 @@ class IsolatedOps(TorchOps):
     Args:
         ids: int64 [row, position].
         segments: int64 [row, position], the number of the document, which never falls.
-        last: `head` and `targets`, as `TorchOps` takes them.
 
     Example:
         >>> ops = IsolatedOps(torch.tensor([[3, 1, 2, 0]]), torch.tensor([[0, 0, 1, 1]]))
@@ -27,8 +26,8 @@ class IsolatedOps(TorchOps):
         [0, 1, 0, 1]
     """
 
-    def __init__(self, ids: Tensor, segments: Tensor, **last: Tensor) -> None:
-        super().__init__(ids, **last)
+    def __init__(self, ids: Tensor, segments: Tensor) -> None:
+        super().__init__(ids)
         begins = torch.zeros_like(segments)
         begins[:, 1:] = torch.where(segments[:, 1:] != segments[:, :-1], self.span[1:], 0)
         self.position = (self.span - begins.cummax(1).values).reshape(-1)

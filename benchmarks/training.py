@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from shapes import WORKERS
 
-from seriatim import codecs, train
+from seriatim import train
 from seriatim.codecs import text
 from seriatim.kernels.native import available_cpus
 from seriatim.train import dial
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 def trainer(asked: argparse.Namespace) -> dict[str, Any]:
     """Ids a second beside transformers' Trainer."""
     with tempfile.TemporaryDirectory() as folder:
-        job = _job(asked, Path(folder)) | {"precision": asked.precision, "optimizer": "adamw"}
+        job, _ = _job(asked, Path(folder), optimizer="adamw", precision=asked.precision)
         sides = {
             name: _Side(name, python, job)
             for name, python in zip(SIDES, (sys.executable, asked.transformers), strict=True)
@@ -92,16 +92,19 @@ def trainer(asked: argparse.Namespace) -> dict[str, Any]:
     return {"rounds": rounds, "ratio": ratio, "cpu_ratio": cpu, "job": job}
 
 
-def _job(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _job(
+    asked: argparse.Namespace, folder: Path, *, optimizer: str, precision: str
+) -> tuple[dict[str, Any], dial.Dial]:
     """The same ids and numbers for every side: a tokenizer learned once, the dial's shape."""
     size = dial.vocabulary(dial.parse(asked.size))
-    codec = text.train([asked.data.read_text()], size)
-    (folder / "codec").mkdir()
-    codec.save(folder / "codec")
-    numbers = dial.dial(asked.size, codec.size, optimizer="adamw")
+    codec, kept = text.train([asked.data.read_text()], size), folder / "codec"
+    kept.mkdir()
+    codec.save(kept)
+    numbers = dial.dial(asked.size, codec.size, optimizer=optimizer)
     shape = {k: v for k, v in asdict(numbers).items() if k not in ("vocab_size", "optimizer")}
-    named = {"data": str(asked.data), "codec": str(folder / "codec"), "size": asked.size}
-    return {**named, "threads": asked.threads, "steps": asked.steps, "shape": shape}
+    job = {"data": str(asked.data), "codec": str(kept), "size": asked.size, "shape": shape}
+    job |= {"threads": asked.threads, "steps": asked.steps}
+    return job | {"optimizer": optimizer, "precision": precision}, numbers
 
 
 class _Side:
@@ -129,18 +132,15 @@ def share(asked: argparse.Namespace) -> dict[str, Any]:
     """Ids a second, and the share of what large products reach."""
     peaks = {kind: _peak(getattr(torch, kind)) for kind in ("bfloat16", "float32")}
     with tempfile.TemporaryDirectory() as folder:
-        job = _job(asked, Path(folder)) | {"precision": "f32", "optimizer": "muon"}
-        numbers = dial.dial(asked.size, codecs.load(Path(job["codec"])).size)
-        job["shape"]["learning_rate"] = numbers.learning_rate
-        if peaks["bfloat16"] > peaks["float32"]:
-            job["precision"] = "bf16"
+        fast = "bf16" if peaks["bfloat16"] > peaks["float32"] else "f32"
+        job, numbers = _job(asked, Path(folder), optimizer="muon", precision=fast)
         speed = _Side("seriatim", sys.executable, job).ask()["value"]
     each = operations(numbers)
     print(f"{numbers.parameters:,} weights, {each / 1e6:.1f} million operations an id")
-    print(f"{speed:,.0f} ids/s at {job['precision']}: {speed * each / 1e9:.1f} GFLOP/s")
+    print(f"{speed:,.0f} ids/s at {fast}: {speed * each / 1e9:.1f} GFLOP/s")
     for kind, peak in peaks.items():
         print(f"{kind} products {peak / 1e9:.1f} GFLOP/s: {speed * each / peak:.0%} (pass 40%)")
-    return {"ids_per_s": speed, "operations": each, "peaks": peaks, "precision": job["precision"]}
+    return {"ids_per_s": speed, "operations": each, "peaks": peaks, "precision": fast}
 
 
 def operations(numbers: dial.Dial) -> int:

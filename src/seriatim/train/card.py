@@ -51,7 +51,7 @@ def _one(ids: Sequence[int]) -> int | list[int] | None:
 
 def command(data: Any, options: Options) -> str:
     """The command line that asks for the same: options that differ from their defaults."""
-    quiet = ("resume", "threads", "save_every", "keep", "cache")
+    quiet = ("resume", "threads", "save_every", "keep", "cache", "tensorboard")
     words = _many(data)
     for name, value in changed(options).items():
         flag = f"--{name.replace('_', '-')}"
@@ -88,7 +88,7 @@ seriatim in {steps:,} steps of {dial.batch * dial.context:,} ids.
 
     {command}
 
-**Score:** {score} (± one standard error) on {score.ids:,} held-out ids.
+**Score:** {score.sentence}.
 
 ## Data
 

@@ -5,6 +5,7 @@ of `models/` in torch, so what is trained is what is served.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from seriatim import registry
 from seriatim.train import card, dial, run
 from seriatim.train import data as sources
 from seriatim.train.averaging import Average
+from seriatim.train.forecast import forecast, forget_peak
+from seriatim.train.logs import Logs
 from seriatim.train.memory import keep_freed_memory
 from seriatim.train.model import Model, initial
 from seriatim.train.optim import Optimizer, rate_share
 from seriatim.train.options import asked, documented
-from seriatim.train.report import Note, Progress, Report, Sample, Started, to_stderr
+from seriatim.train.report import Measured, Note, Progress, Report, Sample, Started, to_stderr
+from seriatim.train.summary import peak_bytes, write_report
 
 GLIMPSE = 64  # windows of a validation on the way; the last one takes all
 SAMPLES = 3  # on the card
@@ -52,7 +56,6 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
     run.check_device(o.device)
     say, folder = report or to_stderr, run.claim(Path(o.out), resume=o.resume)
     torch.set_num_threads(o.threads or torch.get_num_threads())
-    keep_freed_memory()
 
     # Data, codec, objective, model.
     parts = sources.prepare(
@@ -79,6 +82,7 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         room=task.room,
     )
     sources.write_refused(folder, parts.refused)
+    keep_freed_memory()
     weights = initial(numbers.spec, seed=o.seed, extra=task.extra(numbers.spec))
     model = Model(
         numbers.spec,
@@ -88,13 +92,14 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         recompute=o.recompute,
         compile=o.compile,
     )
-    update = Optimizer(
-        model.weights,
+    make = partial(
+        Optimizer,
         kind=numbers.optimizer,
         rate=numbers.learning_rate,
         rest=o.embedding_rate if numbers.optimizer == "muon" else numbers.learning_rate,
         decay=o.weight_decay,
     )
+    update = make(model.weights)
     average = Average(model.weights, decay=o.ema)
 
     # Where the run stands.
@@ -103,22 +108,42 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
     kept = update.state | average.state
     first = state.restore(model.weights, kept, batches, say) if o.resume else 0
     every = o.save_every or max(1, o.steps // 20)
-    say(
-        Started(
-            numbers,
-            parameters=numbers.parameters,
-            steps=o.steps,
-            first=first,
-            documents=parts.documents,
-            ids=parts.ids,
-            held_out=parts.held_out,
-            padding=batches.padding,
-            unit=tokens.unit,
-        )
+    say = Logs(folder, first=first, tensorboard=o.tensorboard, say=say)
+    started = Started(
+        numbers,
+        parameters=numbers.parameters,
+        steps=o.steps,
+        first=first,
+        documents=parts.documents,
+        ids=parts.ids,
+        held_out=parts.held_out,
+        padding=batches.padding,
+        unit=tokens.unit,
+    )
+    say(started)
+    command, foreseen = card.command(data, o), None
+    if left := o.steps - first:
+        foreseen = forecast(model, task, make, batches.peek().parts(o.accumulate), steps=left)
+        say(foreseen)
+    tell = partial(
+        write_report,
+        folder,
+        command=command,
+        started=started,
+        refused=len(parts.refused),
+        device=o.device,
+        say=say,
     )
 
     # The loop.
+    per_step = numbers.batch * numbers.context
+    forget_peak(o.device)
     begun, bad = time.monotonic(), run.BadSteps(o, folder, say)
+
+    def took(steps: int) -> Measured:
+        spent = time.monotonic() - begun
+        return Measured(spent, peak_bytes(o.device), steps * per_step, foreseen)
+
     with run.Interrupt() as interrupt:
         for step in range(first, o.steps):
             rows = [task.prepare(part) for part in batches.take().parts(o.accumulate)]
@@ -134,13 +159,16 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
                 average.update(step)
             model.clear()
 
-            done = step + 1
-            spent = (time.monotonic() - begun) / (done - first)
-            speed = numbers.batch * numbers.context / spent
-            say(Progress(done, o.steps, nats, norm, share, speed, spent * (o.steps - done)))
+            done, spent = step + 1, time.monotonic() - begun
+            speed, left = (
+                (done - first) * per_step / spent,
+                spent / (done - first) * (o.steps - done),
+            )
+            say(Progress(done, o.steps, nats, norm, share, speed, left))
             if done % every == 0 or done == o.steps or interrupt.asked:
                 state.save(done, model.weights, kept, batches.position, say, keep=o.keep)
             if interrupt.asked:
+                tell(measured=took(done - first), score=None)
                 say(Note(f"stopped after step {done} of {o.steps}: run again with resume to go on"))
                 raise KeyboardInterrupt
             if done % every == 0 and done < o.steps:
@@ -158,11 +186,13 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
     samples = [model.continued(o.prompt, tokens, seed=s, count=150) for s in range(SAMPLES)]
     card.write_card(
         folder,
-        command=card.command(data, o),
+        command=command,
         dial=numbers,
         steps=o.steps,
         parts=parts,
         score=score,
         samples=[(o.prompt or "", text) for text in samples],
     )
+    say(measured := took(o.steps - first))
+    tell(measured=measured, score=score)
     return folder

@@ -27,6 +27,7 @@ class Module:
     name: str  # as PEFT calls it, such as model.layers.0.self_attn.q_proj
     parts: Mapping[str, slice]  # rows of each weight, by the name in `spec.weights(spec)`
     shape: tuple[int, int]  # [out, in], however it is stored
+    turned: bool = False  # it is stored as [in, out]
 
     @property
     def key(self) -> str:
@@ -48,17 +49,16 @@ class Pair:
 def modules(base: Checkpoint) -> dict[str, Module]:
     """The matrices of a model that may have an adapter, by PEFT's names: not the embeddings."""
     sources = families.by_name(base.family)[1].sources(base.spec, ())
-    found: dict[str, dict[str, slice]] = {}
-    wide: dict[str, int] = {}
+    found: dict[str, Module] = {}
     for name, shape in shapes(base.spec).items():
         if len(shape) == 2 and name.startswith(("layers.", "head.")):
             source, stem = sources[name], sources[name].name.removesuffix(".weight")
-            found.setdefault(stem, {})[name] = source.rows or slice(0, shape[0])
-            wide[stem] = shape[1]
-    return {
-        stem: Module(stem, parts, (max(rows.stop for rows in parts.values()), wide[stem]))
-        for stem, parts in found.items()
-    }
+            rows = source.rows or slice(0, shape[0])
+            before = found[stem].parts if stem in found else {}
+            outer = max(part.stop for part in (*before.values(), rows))
+            shape = (outer, shape[1])
+            found[stem] = Module(stem, {**before, name: rows}, shape, source.transpose)
+    return found
 
 
 def matching(targets: Iterable[str], known: Collection[str]) -> set[str]:

@@ -91,6 +91,11 @@ class Adapter:
     notes: tuple[str, ...] = ()
 
     @property
+    def parameters(self) -> int:
+        """How many numbers its factors hold."""
+        return sum(pair.down.size + pair.up.size for pair in self.pairs)
+
+    @property
     def facts(self) -> str:
         """Rank and number of matrices, such as "rank 8 beside 14 matrices"."""
         ranks = sorted({len(pair.down) for pair in self.pairs})

@@ -13,8 +13,9 @@ from torch import Tensor
 from seriatim.codecs import Codec
 from seriatim.files.regular import listed
 from seriatim.models import checkpoint
+from seriatim.models.spec import Spec
 from seriatim.train.data import Prepared
-from seriatim.train.dial import THETA, Dial
+from seriatim.train.dial import THETA, Dial, Tuning
 from seriatim.train.options import Options, changed
 from seriatim.train.report import Score
 
@@ -22,23 +23,24 @@ NAMED = 100  # files, on the card
 
 
 def write_model(
-    out: Path, dial: Dial, weights: Mapping[str, Tensor], codec: Codec, *, store: str
+    out: Path, spec: Spec, weights: Mapping[str, Tensor], codec: Codec, *, store: str
 ) -> None:
     """Write config.json, model.safetensors, generation_config.json and the codec's files.
 
     Args:
         store: "f32", or "bf16" (rounded to nearest even).
     """
-    arrays = {name: _array(tensor, store) for name, tensor in weights.items()}
+    arrays = {name: array(tensor, store) for name, tensor in weights.items()}
     ids = {
         "bos_token_id": next(iter(codec.start), None),
         "eos_token_id": _one(codec.ends),
     }
-    checkpoint.write(out, dial.spec, arrays, config=ids | {"rope_theta": THETA})
+    checkpoint.write(out, spec, arrays, config=ids | {"rope_theta": THETA})
     codec.save(out)
 
 
-def _array(tensor: Tensor, store: str) -> np.ndarray:
+def array(tensor: Tensor, store: str) -> np.ndarray:
+    """A tensor as it is stored: "f32", or "bf16" (rounded to nearest even)."""
     tensor = tensor.detach().cpu()
     if store == "bf16":
         return tensor.to(torch.bfloat16).view(torch.int16).numpy().view(bfloat16)
@@ -69,21 +71,26 @@ def _many(value: Any) -> list[str]:
 def write_card(
     out: Path,
     *,
+    about: str,
     command: str,
-    dial: Dial,
+    dial: Dial | Tuning,
     steps: int,
     parts: Prepared,
     score: Score,
     samples: Sequence[tuple[str, str]],
 ) -> None:
-    """Write README.md: command, size, data, score with its standard error, samples as they came."""
-    size = (out / "model.safetensors").stat().st_size
+    """Write README.md: command, size, data, score with its standard error, samples as they came.
+
+    Args:
+        about: what the folder holds.
+    """
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     trained, held_out = (listed(names, NAMED) for names in (parts.trained, parts.held_out))
     shape = "\n".join(f"| {name} | {value} |" for name, value in vars(dial).items())
     shown = "\n\n".join(f"> **{prompt}**{_quoted(text)}" for prompt, text in samples)
     card = f"""# {out.name}
 
-A model of the Llama family: {dial.parameters:,} parameters, {size:,} bytes of weights, trained with
+{about}: {dial.parameters:,} parameters, {size:,} bytes of weights, trained with
 seriatim in {steps:,} steps of {dial.batch * dial.context:,} ids.
 
     {command}

@@ -36,7 +36,7 @@ def flops(spec: Spec, context: int) -> float:
 
     Two for each weight of a product and thrice that with the backward pass (Kaplan et al. 2020,
     arXiv:2001.08361, appendix B), and as much for the scores and sums of attention, which sees
-    half of the context on average.
+    half of the context on average. Weights that stay as they are have no gradient: a third less.
 
     Example:
         >>> from seriatim.train.dial import dial
@@ -67,7 +67,7 @@ def forecast(
     saved = _saved(model, task, parts[0].rows(slice(1)))
     spent = _pass_seconds(model, task, parts) + _update_seconds(model, make)
     return Forecast(
-        flops=steps * ids * flops(model.spec, rows[1]),
+        flops=steps * ids * flops(model.spec, rows[1]) * (2 / 3 if model.beside else 1),
         seconds=steps * spent,
         bytes=now + _more_bytes(model, saved, rows),
         tokens=steps * ids,
@@ -124,7 +124,8 @@ def _wait(model: Model) -> None:
 
 def _saved(model: Model, task: Objective, row: Batch) -> int:
     """Bytes that one row keeps for its backward pass."""
-    own = {w.untyped_storage().data_ptr() for w in model.weights.values()}
+    frozen = model.beside.weights.values() if model.beside else ()
+    own = {w.untyped_storage().data_ptr() for w in (*model.weights.values(), *frozen)}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from seriatim import registry
-from seriatim.train import card, dial, run
+from seriatim.train import card, run, starting
 from seriatim.train import data as sources
 from seriatim.train.averaging import Average
 from seriatim.train.forecast import forecast, forget_peak
 from seriatim.train.logs import Logs
 from seriatim.train.memory import keep_freed_memory
-from seriatim.train.model import Model, initial
+from seriatim.train.model import Model
 from seriatim.train.optim import Optimizer, rate_share
 from seriatim.train.options import asked, documented
 from seriatim.train.report import Measured, Note, Progress, Report, Sample, Started, to_stderr
@@ -52,16 +52,18 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         PosixPath('runs/book')
     """
     o = asked(options)
-    wanted = dial.parse(str(o.size))
+    start = starting.of(o)
     run.check_device(o.device)
     say, folder = report or to_stderr, run.claim(Path(o.out), resume=o.resume)
+    for note in start.notes:
+        say(Note(note))
     torch.set_num_threads(o.threads or torch.get_num_threads())
 
     # Data, codec, objective, model.
     parts = sources.prepare(
         data,
-        codec=o.codec,
-        vocab_size=o.vocab_size or dial.vocabulary(wanted),
+        codec=start.codec,
+        vocab_size=start.vocab_size,
         validation=o.validation,
         seed=o.seed,
         field=o.field,
@@ -71,7 +73,7 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         say=say,
     )
     tokens, held = parts.codec, parts.held
-    numbers = dial.of(o, tokens.size)
+    numbers, spec = start.numbers(tokens.size), start.spec(tokens.size)
     task = registry.get("seriatim.train.objectives", o.objective).objective(o, tokens)
     batches = sources.Batches(
         parts.groups,
@@ -83,10 +85,11 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
     )
     sources.write_refused(folder, parts.refused)
     keep_freed_memory()
-    weights = initial(numbers.spec, seed=o.seed, extra=task.extra(numbers.spec))
+    weights, beside = start.weights(spec, task.extra(spec))
     model = Model(
-        numbers.spec,
+        spec,
         weights,
+        beside=beside,
         device=o.device,
         precision=o.precision,
         recompute=o.recompute,
@@ -104,7 +107,8 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
 
     # Where the run stands.
     plan = run.plan(o)
-    state = run.State(folder, run.fixed(o, numbers), plan, parts.digest, run.digest(tokens))
+    fixed = {**run.fixed(o, numbers), **start.agreed}
+    state = run.State(folder, fixed, plan, parts.digest, run.digest(tokens))
     kept = update.state | average.state
     first = state.restore(model.weights, kept, batches, say) if o.resume else 0
     every = o.save_every or max(1, o.steps // 20)
@@ -179,13 +183,16 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
 
     # The model folder, scored as stored.
     average.exchange()
+    if o.merge:
+        model.merge()
     model.round(o.store)
     score = model.score(held, tokens, step=o.steps)
     say(score)
-    card.write_model(folder, numbers, model.weights, tokens, store=o.store)
+    start.write(folder, model, tokens)
     samples = [model.continued(o.prompt, tokens, seed=s, count=150) for s in range(SAMPLES)]
     card.write_card(
         folder,
+        about=start.about,
         command=command,
         dial=numbers,
         steps=o.steps,

@@ -456,7 +456,7 @@ def write(path: Path, text: str) -> Path:
     [
         ("objective", "fim"),
         ("adapter", "lora"),
-        ("init", "tales"),
+        ("init", "tale"),
         ("schedule", "step"),
         ("precision", "int8"),
         ("store", "f16"),

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ from ml_dtypes import bfloat16
 from torch import Tensor
 
 from seriatim.codecs import Codec
+from seriatim.files import safetensors
 from seriatim.files.regular import listed
 from seriatim.models import checkpoint
 from seriatim.models.spec import Spec
+from seriatim.models.spec import weights as shapes
 from seriatim.train.data import Prepared
 from seriatim.train.dial import THETA, Dial, Tuning
 from seriatim.train.options import Options, changed
 from seriatim.train.report import Score
 
+Arrays = dict[str, np.ndarray]
 NAMED = 100  # files, on the card
 
 
@@ -27,20 +31,39 @@ def write_model(
 ) -> None:
     """Write config.json, model.safetensors, generation_config.json and the codec's files.
 
+    What an objective learned beside the model, named "WHAT.*", becomes WHAT.safetensors.
+
     Args:
         store: "f32", or "bf16" (rounded to nearest even).
     """
-    arrays = {name: array(tensor, store) for name, tensor in weights.items()}
+    own, more = stored(weights, spec, store)
     ids = {
         "bos_token_id": next(iter(codec.start), None),
         "eos_token_id": _one(codec.ends),
     }
-    checkpoint.write(out, spec, arrays, config=ids | {"rope_theta": THETA})
+    checkpoint.write(out, spec, own, config=ids | {"rope_theta": THETA})
+    write_more(out, more)
     codec.save(out)
 
 
-def array(tensor: Tensor, store: str) -> np.ndarray:
-    """A tensor as it is stored: "f32", or "bf16" (rounded to nearest even)."""
+def stored(weights: Mapping[str, Tensor], spec: Spec, store: str) -> tuple[Arrays, Arrays]:
+    """A model's own weights as they are stored, and those that an objective brought.
+
+    Args:
+        store: "f32", or "bf16" (rounded to nearest even).
+    """
+    more = {name: _array(tensor, store) for name, tensor in weights.items()}
+    return {name: more.pop(name) for name in shapes(spec)}, more
+
+
+def write_more(out: Path, arrays: Arrays) -> None:
+    """Write what an objective brought, in files by the first part of their names."""
+    for what, names in groupby(sorted(arrays), lambda name: name.split(".")[0]):
+        beside = {name: arrays[name] for name in names}
+        safetensors.write(out / f"{what}.safetensors", beside, {"format": "pt"})
+
+
+def _array(tensor: Tensor, store: str) -> np.ndarray:
     tensor = tensor.detach().cpu()
     if store == "bf16":
         return tensor.to(torch.bfloat16).view(torch.int16).numpy().view(bfloat16)

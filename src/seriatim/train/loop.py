@@ -142,14 +142,11 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
     # The loop.
     per_step = numbers.batch * numbers.context
     forget_peak(o.device)
-    begun, bad = time.monotonic(), run.BadSteps(o, folder, say)
-
-    def took(steps: int) -> Measured:
-        spent = time.monotonic() - begun
-        return Measured(spent, peak_bytes(o.device), steps * per_step, foreseen)
-
+    begun, busy, bad = time.monotonic(), 0.0, run.BadSteps(o, folder, say)
+    took = Measured(0.0, peak_bytes(o.device), 0)
     with run.Interrupt() as interrupt:
         for step in range(first, o.steps):
+            at = time.monotonic()
             rows = [task.prepare(part) for part in batches.take().parts(o.accumulate)]
             learned, nats = max(1, sum(part.learned for part in rows)), 0.0
             for part in rows:
@@ -163,16 +160,15 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
                 average.update(step)
             model.clear()
 
-            done, spent = step + 1, time.monotonic() - begun
-            speed, left = (
-                (done - first) * per_step / spent,
-                spent / (done - first) * (o.steps - done),
-            )
-            say(Progress(done, o.steps, nats, norm, share, speed, left))
+            done, now = step + 1, time.monotonic()
+            busy += now - at
+            took = Measured(busy, peak_bytes(o.device), (done - first) * per_step, foreseen)
+            left = (now - begun) / (done - first) * (o.steps - done)
+            say(Progress(done, o.steps, nats, norm, share, took.tokens / busy, left))
             if done % every == 0 or done == o.steps or interrupt.asked:
                 state.save(done, model.weights, kept, batches.position, say, keep=o.keep)
             if interrupt.asked:
-                tell(measured=took(done - first), score=None)
+                tell(measured=took, score=None)
                 say(Note(f"stopped after step {done} of {o.steps}: run again with resume to go on"))
                 raise KeyboardInterrupt
             if done % every == 0 and done < o.steps:
@@ -200,6 +196,6 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         score=score,
         samples=[(o.prompt or "", text) for text in samples],
     )
-    say(measured := took(o.steps - first))
-    tell(measured=measured, score=score)
+    say(took)
+    tell(measured=took, score=score)
     return folder

@@ -70,23 +70,27 @@ class Model:
             ids: int64 [window, position].
             segments: [window, position]: with them each document of a window is alone.
         """
-        with self._autocast():
+        with self.autocast():
             there = None if segments is None else segments.to(self.device)
             return self._run(ids.to(self.device), there)
 
     def predicted(self, hidden: Tensor) -> Tensor:
         """Logits [window * position, vocab] from what `hidden` gave."""
-        with self._autocast():
+        with self.autocast():
             return head(ROWS, self.spec, self.used, hidden)
 
     def logits(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits [window * position, vocab] of `ids` [window, position]."""
         return self.predicted(self.hidden(ids, segments))
 
-    def logits_of(self, batch: Batch, *, isolate: bool = False) -> Tensor:
-        """Logits [row * position, vocab] of a batch; `isolate` keeps each document alone."""
+    def hidden_of(self, batch: Batch, *, isolate: bool = False) -> Tensor:
+        """`hidden` of a batch [row * position, width]; `isolate` keeps each document alone."""
         segments = torch.from_numpy(batch.segments) if isolate else None
-        return self.logits(torch.from_numpy(batch.inputs), segments)
+        return self.hidden(torch.from_numpy(batch.inputs), segments)
+
+    def logits_of(self, batch: Batch, *, isolate: bool = False) -> Tensor:
+        """Logits [row * position, vocab] of a batch."""
+        return self.predicted(self.hidden_of(batch, isolate=isolate))
 
     def nats(self, logits: Tensor, targets: np.ndarray) -> Tensor:
         """Nats, summed over the targets that there are; it *overwrites* `logits`.
@@ -101,7 +105,8 @@ class Model:
             logits, wanted = logits[there], wanted[there]
         return cross_entropy(logits, wanted) * len(wanted) if len(wanted) else logits.sum()
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Products within are of the model's precision."""
         half = self.precision == "bf16"
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half)
 

@@ -160,7 +160,9 @@ def maker(name: str | Codec) -> Maker:
     if name == "byte":
         return _given(module.ByteCodec())
     if not hasattr(module, "train"):
-        raise RequestError(f"codec {name} cannot be trained with", expected='"text" or "byte"')
+        raise RequestError(
+            f"codec {name} cannot be trained with", expected='"text", "code" or "byte"'
+        )
     return Maker(learn=module.train)
 
 

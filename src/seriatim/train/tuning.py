@@ -122,8 +122,9 @@ class Tuned:
         if model.beside is not None:
             peft.write(out, model.beside.now(model.weights), store)
             return
-        arrays = {name: card.array(weight, store) for name, weight in model.weights.items()}
-        checkpoint.write_again(out, self.source, arrays)
+        own, more = card.stored(model.weights, model.spec, store)
+        checkpoint.write_again(out, self.source, own)
+        card.write_more(out, more)
         _along(self.source, out, codec)
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
+import small
 import torch
 from safetensors.numpy import load_file, save_file
 
 import seriatim
 from seriatim import loading
+from seriatim.codecs import text
 from seriatim.codecs.byte import ByteCodec
 from seriatim.errors import FileError, ModelError, NumericError, RequestError
 from seriatim.kernels.ops import Batch
@@ -87,10 +89,23 @@ def adapted(kind: str = "llama", config: str = "{}") -> tuple[Path, np.ndarray, 
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Path:
-    path = tmp_path / "book.txt"
+def book() -> Path:
+    path = Path(_scratch().name) / "book.txt"
     path.write_bytes("".join(f"{n}. {TEXT}" for n in range(60)).encode())
     return path
+
+
+@pytest.fixture
+def learned(book: Path) -> Any:
+    """A finished run, by family and options: made once for all tests that only read it."""
+    return partial(_learned, book)
+
+
+@cache
+def _learned(book: Path, kind: str = "llama", **options: Any) -> Path:
+    out = Path(mkdtemp(dir=_scratch().name)) / "out"
+    run(book, out, init=str(base(kind)), **options)
+    return out
 
 
 def run(book: Path, out: Path, **options: Any) -> list:
@@ -169,12 +184,9 @@ def test_a_sum_is_rounded_once_to_the_type_that_its_weight_has():
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "bf16"])
-def test_an_adapter_is_merged_before_weights_are_rounded(precision, book, tmp_path):
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    run(book, out, adapter="lora")
-    run(book, whole, adapter="lora", merge=True)
-    one = seriatim.load(base(), adapter=out, precision=precision)
-    other = seriatim.load(whole, precision=precision)
+def test_an_adapter_is_merged_before_weights_are_rounded(precision, learned):
+    one = seriatim.load(base(), adapter=learned(adapter="lora"), precision=precision)
+    other = seriatim.load(learned(adapter="lora", merge=True), precision=precision)
     assert np.array_equal(one.logits(IDS), other.logits(IDS))
 
 
@@ -193,10 +205,11 @@ def test_an_adapter_fits_what_was_made_of_its_base_in_another_layout(tmp_path):
     """GGUF stores rows of queries and keys in another order, in which no adapter of peft is."""
     from seriatim.exporting import export
 
-    folder = adapted("qwen2")[0]
-    export(base("qwen2"), tmp_path / "base.gguf", type="f32")
-    seen = seriatim.load(tmp_path / "base.gguf", adapter=folder).logits(IDS)
-    assert close(seen, adapted("qwen2")[1])
+    folder, beside, _ = adapted("qwen2")
+    bare = tmp_path / "bare"
+    FAMILIES["qwen2"](bare)
+    export(bare, tmp_path / "base.gguf", type="f32")
+    assert close(seriatim.load(tmp_path / "base.gguf", adapter=folder).logits(IDS), beside)
 
 
 def test_facts_digests_and_saved_prefixes_are_of_the_adapter(tmp_path):
@@ -391,9 +404,8 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
 
 
 @every_family
-def test_a_tuned_model_is_an_ordinary_checkpoint_of_its_family(kind, book, tmp_path):
-    out = tmp_path / "out"
-    run(book, out, init=str(base(kind)))
+def test_a_tuned_model_is_an_ordinary_checkpoint_of_its_family(kind, learned):
+    out = learned(kind)
     before, after = (json.loads((f / "config.json").read_bytes()) for f in (base(kind), out))
     assert before == after
     stored = [load_file(folder / "model.safetensors") for folder in (base(kind), out)]
@@ -437,37 +449,40 @@ def test_the_numbers_follow_from_the_parameters(book, tmp_path):
 
 def test_a_float_gguf_can_be_gone_on_from_and_blocks_cannot(book, tmp_path):
     from seriatim.exporting import export
+    from seriatim.quantising import quantize
 
-    loop.train(book, out=tmp_path / "own", steps=2, codec="text", size="0.1M", vocab_size=300,
-               context=32, batch=2, threads=1, report=lambda record: None)  # fmt: skip
-    for kind in ("f16", "q8_0"):
-        export(tmp_path / "own", tmp_path / f"{kind}.gguf", type=kind)
+    export(small.folder("text"), tmp_path / "f16.gguf", type="f16")
+    quantize(small.folder("text"), to="int8", out=tmp_path / "int8")
     run(book, tmp_path / "out", init=str(tmp_path / "f16.gguf"))
     ids = list(range(1, 60))
     with torch.no_grad():
         theirs = transformers_model(tmp_path / "out")(torch.tensor([ids])).logits[0].numpy()
     assert close(seriatim.load(tmp_path / "out").logits(ids), theirs)
     with pytest.raises(ModelError, match=r"int8 .*floats"):
-        run(book, tmp_path / "no", init=str(tmp_path / "q8_0.gguf"))
+        run(book, tmp_path / "no", init=str(tmp_path / "int8"))
 
 
 def test_what_cannot_be_written_back_is_refused_before_the_run(book, tmp_path):
     """A GGUF of Qwen2 has biases that Llama's config.json, which it would get, cannot say."""
     from seriatim.exporting import export
 
-    export(base("qwen2"), tmp_path / "base.gguf", type="f32")
-    with pytest.raises(ModelError, match=r"cannot describe.*adapter='lora'|no codec"):
-        run(book, tmp_path / "out", init=str(tmp_path / "base.gguf"))
+    codec, path = text.specimens()[0], tmp_path / "base.gguf"
+    checkpoints._llama("Qwen2", vocab_size=codec.size)(tmp_path / "base")
+    codec.save(tmp_path / "base")
+    export(tmp_path / "base", path, type="f32")
+    with pytest.raises(ModelError, match=r"cannot describe.*adapter='lora'"):
+        run(book, tmp_path / "out", init=str(path))
     assert not (tmp_path / "out").exists()
+    run(book, tmp_path / "out", init=str(path), adapter="lora", steps=1)
+    assert "adapter out" in repr(seriatim.load(path, adapter=tmp_path / "out"))
 
 
 # An adapter beside them
 
 
 @every_family
-def test_peft_loads_what_was_learned_and_gives_its_logits(kind, book, tmp_path):
-    out = tmp_path / "out"
-    run(book, out, init=str(base(kind)), adapter="lora")
+def test_peft_loads_what_was_learned_and_gives_its_logits(kind, learned):
+    out = learned(kind, adapter="lora")
     theirs = peft.PeftModel.from_pretrained(transformers_model(base(kind)), out)
     with torch.no_grad():
         expected = theirs(torch.tensor([IDS])).logits[0].numpy()
@@ -477,9 +492,8 @@ def test_peft_loads_what_was_learned_and_gives_its_logits(kind, book, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_the_files_of_an_adapter_are_those_that_peft_writes(kind, book, tmp_path):
-    out, theirs = tmp_path / "out", tmp_path / "theirs"
-    run(book, out, init=str(base(kind)), adapter="lora", lora_targets=TARGETS[kind], lora_rank=4)
+def test_the_files_of_an_adapter_are_those_that_peft_writes(kind, learned, tmp_path):
+    out, theirs = learned(kind, adapter="lora"), tmp_path / "theirs"
     peft.PeftModel.from_pretrained(transformers_model(base(kind)), out).save_pretrained(theirs)
     seen, expected = (json.loads((f / "adapter_config.json").read_bytes()) for f in (out, theirs))
     expected["target_modules"] = sorted(expected["target_modules"])
@@ -519,11 +533,8 @@ def test_frozen_weights_keep_every_bit(book, tmp_path):
         assert np.array_equal(array, new[name]) != learned, name
 
 
-def test_merged_or_beside_is_the_same_model(book, tmp_path):
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    records = run(book, whole, adapter="lora", merge=True)
-    assert of(records, Started)[0].dial.frozen == models.read(base()).parameters
-    run(book, out, adapter="lora")
+def test_merged_or_beside_is_the_same_model(learned):
+    whole, out = learned(adapter="lora", merge=True), learned(adapter="lora")
     beside = seriatim.load(base(), adapter=out).checkpoint.weights
     for name, array in models.read(whole).weights.items():
         assert np.array_equal(array, beside[name]), name
@@ -532,11 +543,15 @@ def test_merged_or_beside_is_the_same_model(book, tmp_path):
     assert close(seriatim.load(out).logits(IDS), theirs)
 
 
-def test_checkpoints_hold_the_factors_and_nothing_else(book, tmp_path):
-    run(book, tmp_path / "out", adapter="lora", lora_targets=["v_proj"], lora_rank=3)
-    found, _ = checkpoint.newest(tmp_path / "out")
+def test_checkpoints_hold_the_factors_and_nothing_else(learned):
+    found, _ = checkpoint.newest(learned(adapter="lora"))
     assert found is not None
-    names = {f"layers.{i}.self_attn.v_proj.lora_{side}.weight" for i in (0, 1) for side in "AB"}
+    names = {
+        f"{module.key}.lora_{side}.weight"
+        for name, module in lora.modules(models.read(base())).items()
+        for side in "AB"
+        if name != "lm_head"
+    }
     assert set(found.weights) == names
     assert set(found.optimizer) == {f"{m}.{name}" for m in ("first", "second") for name in names}
 
@@ -567,7 +582,7 @@ def test_a_resumed_run_ends_with_the_same_bits(book, tmp_path, chosen):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"init": "qwen2"}, "trained with init [0-9a-f]+, not"),
+        ({"init": "bfloat16"}, "trained with init [0-9a-f]+, not"),
         ({"lora_rank": 4}, "trained with"),
         ({"lora_targets": "q_proj"}, "trained with"),
         ({"merge": True}, "merge False, not True"),
@@ -575,10 +590,10 @@ def test_a_resumed_run_ends_with_the_same_bits(book, tmp_path, chosen):
     ],
     ids=str,
 )
-def test_resume_refuses_another_start_by_name(book, tmp_path, change, named):
-    given = {"adapter": "lora", "out": tmp_path / "out"}
-    run(book, **given)
-    change = change | ({"init": str(base(change["init"]))} if "init" in change else {})
+def test_resume_refuses_another_start_by_name(book, learned, tmp_path, change, named):
+    out = shutil.copytree(learned(adapter="lora"), tmp_path / "out")
+    given = {"adapter": "lora", "out": out}
+    change = change | ({"init": str(base(dtype=change["init"]))} if "init" in change else {})
     with pytest.raises(FileError, match=named):
         run(book, resume=True, **(given | change))
 
@@ -607,7 +622,12 @@ def test_dropout_that_an_adapter_was_trained_with_is_said(book, tmp_path):
 
 @pytest.mark.parametrize(
     "chosen",
-    [{"recompute": True}, {"accumulate": 2}, {"compile": True}, {"isolate": True, "batch": 2}],
+    [
+        {"recompute": True},
+        {"accumulate": 2},
+        {"accumulate": 2, "isolate": True},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_how_a_batch_is_computed_changes_only_rounding(book, tmp_path, chosen):
@@ -622,10 +642,10 @@ def test_how_a_batch_is_computed_changes_only_rounding(book, tmp_path, chosen):
 def test_an_adapter_learns_under_either_optimizer(book, tmp_path):
     for optimizer in ("adamw", "muon"):
         records = run(
-            book, tmp_path / optimizer, adapter="lora", optimizer=optimizer, steps=30, batch=4
+            book, tmp_path / optimizer, adapter="lora", optimizer=optimizer, steps=16, batch=4
         )
         losses = [p.loss for p in of(records, Progress)]
-        assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+        assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
 
 
 @pytest.mark.parametrize("ops", [ReferenceOps, TorchOps])
@@ -658,7 +678,7 @@ def test_a_product_of_low_rank_is_that_with_the_sum(ops, shape):
         ({"depth": 3}, "depth is 3; expected 2"),
         ({"heads": 2}, "heads is 2; expected 4"),
         ({"vocab_size": 300}, "vocab_size is 300; expected 257"),
-        ({"context": 257}, "context is 257; expected .*256"),
+        ({"context": 513}, "context is 513; expected .*512"),
         ({"init": "tale"}, "did you mean tales"),
         ({"merge": True}, "merge is given without an adapter"),
         ({"lora_rank": 4}, "lora_rank is given without an adapter"),

@@ -133,7 +133,12 @@ def read(folder: Path, base: Checkpoint) -> Adapter:
         notes.append("the adapter was trained with lora_dropout, which is not applied here")
     known = modules(base)
     tensors = _tensors(folder, known)
-    _check_targets({name for name, _ in tensors}, matching(targets, known), folder)
+    try:
+        wanted = matching(targets, known)
+    except ModelError as error:
+        seen = f"{folder / ADAPTER} has target_modules of another model: {error.seen}"
+        raise ModelError(seen, expected=error.expected) from None
+    _check_targets({name for name, _ in tensors}, wanted, folder)
     names = sorted({name for name, _ in tensors})
     pairs = tuple(_pair(known[name], tensors, scales.of(name), folder) for name in names)
     return Adapter(pairs, config, tuple(notes))

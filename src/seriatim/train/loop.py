@@ -5,6 +5,7 @@ of `models/` in torch, so what is trained is what is served.
 """
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
     )
     tokens, held = parts.codec, parts.held
     numbers, spec = start.numbers(tokens.size), start.spec(tokens.size)
-    task = registry.get("seriatim.train.objectives", o.objective).objective(o, tokens)
+    aim = registry.get("seriatim.train.objectives", o.objective)
+    task = aim.objective(replace(o, context=numbers.context, batch=numbers.batch), tokens)
     batches = sources.Batches(
         parts.groups,
         context=numbers.context,

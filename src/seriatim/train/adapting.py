@@ -5,7 +5,7 @@ the first step starts from the base itself.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -67,6 +67,9 @@ class Beside:
 
     def __init__(self, adapter: Adapter, weights: Mapping[str, Tensor]) -> None:
         self.adapter, self.weights = adapter, dict(weights)
+        self.places = {
+            name: (pair, rows) for pair in adapter.pairs for name, rows in pair.module.parts.items()
+        }
 
     def to(self, device: str) -> None:
         """Move the frozen weights."""
@@ -81,14 +84,9 @@ class Beside:
             found |= {key + DOWN: tensor(pair.down), key + UP: tensor(pair.up)}
         return found
 
-    def over(self, factors: Mapping[str, Tensor]) -> dict[str, Tensor | LowRank]:
-        """What the forward pass reads."""
-        found: dict[str, Tensor | LowRank] = dict(self.weights)
-        for pair in self.adapter.pairs:
-            down, up = (factors[pair.module.key + side] for side in (DOWN, UP))
-            for name, rows in pair.module.parts.items():
-                found[name] = LowRank(self.weights[name], down, up[rows], pair.scale)
-        return found
+    def over(self, factors: Mapping[str, Tensor]) -> Mapping[str, Tensor | LowRank]:
+        """What the forward pass reads; factors are looked up as it comes to them."""
+        return _Over(self, factors)
 
     def now(self, factors: Mapping[str, Tensor]) -> Adapter:
         """The adapter with what was learned."""
@@ -104,6 +102,27 @@ class Beside:
         arrays = {name: weight.cpu().numpy() for name, weight in self.weights.items()}
         whole = summed(arrays, self.now(factors).pairs)
         return {name: torch.from_numpy(np.asarray(array)) for name, array in whole.items()}
+
+
+class _Over(Mapping[str, Tensor | LowRank]):
+    """Weights by name, with the factors beside some."""
+
+    def __init__(self, beside: Beside, factors: Mapping[str, Tensor]) -> None:
+        self._beside, self._factors = beside, factors
+
+    def __getitem__(self, name: str) -> Tensor | LowRank:
+        weight, place = self._beside.weights[name], self._beside.places.get(name)
+        if place is None:
+            return weight
+        pair, rows = place
+        down, up = (self._factors[pair.module.key + side] for side in (DOWN, UP))
+        return LowRank(weight, down, up[rows], pair.scale)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._beside.weights)
+
+    def __len__(self) -> int:
+        return len(self._beside.weights)
 
 
 def _layered(key: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seriatim.kernels.reference import Expanded, ReferenceOps
+from seriatim.kernels.reference import Expanded, LowRank, ReferenceOps
 from seriatim.kernels.torch_attention import causal_attention
 from seriatim.kernels.torch_fused import cross_entropy as cross_entropy
 from seriatim.kernels.torch_fused import head_loss, rms_norm, silu_gate
@@ -43,9 +43,11 @@ class TorchOps(ReferenceOps):
         self.sequence = torch.arange(self.count, device=device).repeat_interleave(self.length)
         self.cache = None
 
-    def linear(self, x: Tensor, weight: Tensor | Expanded, bias: Tensor | None = None) -> Tensor:
+    def linear(
+        self, x: Tensor, weight: Tensor | Expanded | LowRank, bias: Tensor | None = None
+    ) -> Tensor:
         """One product in the weight's type; under `torch.autocast` in the type it chooses."""
-        if isinstance(weight, Expanded):
+        if isinstance(weight, Expanded | LowRank):
             return super().linear(x, weight, bias)
         if weight is self.head and self.targets is not None:
             return head_loss(x, weight, bias, self.targets[self.targets >= 0])

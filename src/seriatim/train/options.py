@@ -145,7 +145,7 @@ class Options:
     )
     ahead_weight: float = _option(
         AIM,
-        0.5,
+        0.2,
         "ahead: of each further id in the loss, against the id before it.",
         of="ahead",
         least=0,

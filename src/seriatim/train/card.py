@@ -60,7 +60,16 @@ def _one(ids: Sequence[int]) -> int | list[int] | None:
 
 def command(data: Any, options: Options) -> str:
     """The command line that asks for the same: options that differ from their defaults."""
-    quiet = ("resume", "threads", "save_every", "keep", "cache", "tensorboard")
+    quiet = [
+        "resume",
+        "threads",
+        "parallel",
+        "timeout",
+        "save_every",
+        "keep",
+        "cache",
+        "tensorboard",
+    ]
     words = _many(data)
     for name, value in changed(options).items():
         flag = f"--{name.replace('_', '-')}"

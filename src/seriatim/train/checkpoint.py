@@ -2,6 +2,7 @@
 
 `checkpoints/step-N/` holds model.safetensors (the forward pass's own names, f32),
 optimizer.safetensors, state.json and manifest.json (SHA-256 of the others). No pickle, no clock.
+Of ranks that divide the weights each writes its rows: model-R-of-N.safetensors and so on.
 """
 
 import hashlib
@@ -14,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from seriatim.errors import FileError, ResourceError
+from seriatim.train.parallel import Alone, World
 
 FORMAT = 1
+ALONE: World = Alone()
 STEP = re.compile(r"step-(\d+)")
 
 
@@ -34,23 +38,24 @@ class Checkpoint:
     state: Mapping[str, Any]  # JSON: what the run was asked for
 
 
-def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
+def save_checkpoint(
+    run: Path, checkpoint: Checkpoint, *, keep: int = 2, world: World = ALONE
+) -> Path:
     """Write `checkpoints/step-N` below `run`, whole or not at all, and prune older ones.
+
+    Ranks call it together; the tensors are those that each of them keeps.
 
     Raises:
         ResourceError: the disk refused (full, read-only); earlier checkpoints are untouched.
     """
     folder = run / "checkpoints" / f"step-{checkpoint.step}"
-    if _whole(folder):
+    if world.gather(world.main and _whole(folder))[0]:
         return folder  # the same run and step: the same bits
     partial = folder.with_name(f"{folder.name}.partial")
     try:
-        for left in (*folder.parent.glob("*.partial"), folder):
-            shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write(partial, _files(checkpoint))
-        partial.rename(folder)
-        _sync(folder.parent)
+        world.first(lambda: _make_room(partial, folder))
+        parts = world.gather(_write(partial, _tensors(checkpoint, world)))
+        world.first(lambda: _publish(partial, folder, checkpoint, parts))
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ResourceError(
@@ -76,14 +81,41 @@ def newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
-def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    state = {"format": FORMAT, "step": checkpoint.step} | dict(checkpoint.state)
-    files = {
-        "model.safetensors": save(dict(checkpoint.weights)),
-        "optimizer.safetensors": save(dict(checkpoint.optimizer)),
-        "state.json": _json(state),
+def _names(shards: int) -> list[dict[str, str]]:
+    """For each shard, the files of what it holds."""
+    of = [f"-{rank:05}-of-{shards:05}" for rank in range(shards)] if shards > 1 else [""]
+    return [{kind: f"{kind}{which}.safetensors" for kind in ("model", "optimizer")} for which in of]
+
+
+def _tensors(checkpoint: Checkpoint, world: World) -> dict[str, bytes]:
+    """The files that this rank writes beside what the main one says of them all."""
+    if world.shards == 1 and not world.main:
+        return {}
+    names = _names(world.shards)[world.rank if world.shards > 1 else 0]
+    return {
+        names["model"]: save(dict(checkpoint.weights)),
+        names["optimizer"]: save(dict(checkpoint.optimizer)),
     }
-    return files | {"manifest.json": _json({name: _digest(data) for name, data in files.items()})}
+
+
+def _make_room(partial: Path, folder: Path) -> None:
+    for left in (*folder.parent.glob("*.partial"), folder):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _publish(
+    partial: Path, folder: Path, checkpoint: Checkpoint, parts: list[dict[str, str]]
+) -> None:
+    """Says what the files of all ranks are, and moves them to their place."""
+    state = {"format": FORMAT, "step": checkpoint.step} | dict(checkpoint.state)
+    digests = _write(partial, {"state.json": _json(state)})
+    for part in parts:
+        digests |= part
+    _write(partial, {"manifest.json": _json(digests)})
+    _sync(partial)
+    partial.rename(folder)
+    _sync(folder.parent)
 
 
 def _json(value: Any) -> bytes:
@@ -94,13 +126,14 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+def _write(folder: Path, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Their digests, once they are on the disk."""
     for name, data in files.items():
         with (folder / name).open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    _sync(folder)
+    return {name: _digest(data) for name, data in files.items()}
 
 
 def _sync(folder: Path) -> None:
@@ -121,8 +154,8 @@ def _folders(run: Path) -> list[Path]:
 def _whole(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
-        names = {"model.safetensors", "optimizer.safetensors", "state.json"}
-        return set(manifest) == names and all(
+        names = [name for files in _names(len(manifest) // 2) for name in files.values()]
+        return set(manifest) == {"state.json", *names} and all(
             _digest((folder / name).read_bytes()) == digest for name, digest in manifest.items()
         )
     except (OSError, ValueError, TypeError):
@@ -134,9 +167,18 @@ def _read(folder: Path) -> Checkpoint:
     if state.pop("format") != FORMAT:
         raise FileError(f"{folder} has another format", expected=f"format {FORMAT}")
     try:
+        shards = _names(len(list(folder.glob("*.safetensors"))) // 2)
         weights, optimizer = (
-            load_file(folder / name) for name in ("model.safetensors", "optimizer.safetensors")
+            _joined([load_file(folder / names[kind]) for names in shards])
+            for kind in ("model", "optimizer")
         )
     except SafetensorError as error:
         raise FileError(f"{folder} is not readable: {error}") from error
     return Checkpoint(state.pop("step"), weights, optimizer, state)
+
+
+def _joined(shards: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Whole tensors from each rank's rows of them."""
+    if len(shards) == 1:
+        return shards[0]
+    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from seriatim import registry
-from seriatim.train import card, dial, run
+from seriatim.train import card, dial, parallel, run
 from seriatim.train import data as sources
 from seriatim.train.averaging import Average
 from seriatim.train.forecast import forecast, forget_peak
@@ -20,7 +20,7 @@ from seriatim.train.logs import Logs
 from seriatim.train.memory import keep_freed_memory
 from seriatim.train.model import Model, initial
 from seriatim.train.optim import Optimizer, rate_share
-from seriatim.train.options import asked, documented
+from seriatim.train.options import Options, asked, documented
 from seriatim.train.report import Measured, Note, Progress, Report, Sample, Started, to_stderr
 from seriatim.train.summary import peak_bytes, write_report
 
@@ -51,16 +51,20 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         >>> train("book.txt", size="1M", steps=500, out="runs/book")  # doctest: +SKIP
         PosixPath('runs/book')
     """
-    o = asked(options)
+    with parallel.world() as world:
+        return _train(data, report or to_stderr, asked(options), world)
+
+
+def _train(data: sources.Data, report: Report, o: Options, world: parallel.World) -> Path:
     wanted = dial.parse(str(o.size))
-    run.check_device(o.device)
-    say, folder = report or to_stderr, run.claim(Path(o.out), resume=o.resume)
+    device, say, folder = world.join(o), world.say(report), Path(o.out)
+    world.first(lambda: run.claim(folder, resume=o.resume))
     torch.set_num_threads(o.threads or torch.get_num_threads())
 
     # Data, codec, objective, model.
-    parts = sources.prepare(
+    prepare = partial(
+        sources.prepare,
         data,
-        codec=o.codec,
         vocab_size=o.vocab_size or dial.vocabulary(wanted),
         validation=o.validation,
         seed=o.seed,
@@ -70,6 +74,7 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         processes=torch.get_num_threads(),
         say=say,
     )
+    parts = world.prepared(prepare, codec=o.codec)
     tokens, held = parts.codec, parts.held
     numbers = dial.of(o, tokens.size)
     task = registry.get("seriatim.train.objectives", o.objective).objective(o, tokens)
@@ -81,13 +86,13 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         folder=parts.cache,
         room=task.room,
     )
-    sources.write_refused(folder, parts.refused)
+    world.first(lambda: sources.write_refused(folder, parts.refused))
     keep_freed_memory()
     weights = initial(numbers.spec, seed=o.seed, extra=task.extra(numbers.spec))
     model = Model(
         numbers.spec,
         weights,
-        device=o.device,
+        device=device,
         precision=o.precision,
         recompute=o.recompute,
         compile=o.compile,
@@ -99,16 +104,18 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         rest=o.embedding_rate if numbers.optimizer == "muon" else numbers.learning_rate,
         decay=o.weight_decay,
     )
-    update = make(model.weights)
-    average = Average(model.weights, decay=o.ema)
+    layout = world.hold(model, task, batch=numbers.batch)
+    update = make(layout.own, shapes=layout.shapes, turned=layout.turned)
+    average = Average(layout.own, decay=o.ema)
 
     # Where the run stands.
     plan = run.plan(o)
-    state = run.State(folder, run.fixed(o, numbers), plan, parts.digest, run.digest(tokens))
+    state = run.State(folder, run.fixed(o, numbers), plan, parts.digest, run.digest(tokens), world)
     kept = update.state | average.state
-    first = state.restore(model.weights, kept, batches, say) if o.resume else 0
+    first = state.restore(layout.own, kept, batches, say) if o.resume else 0
     every = o.save_every or max(1, o.steps // 20)
-    say = Logs(folder, first=first, tensorboard=o.tensorboard, say=say)
+    logs = partial(Logs, folder, first=first, tensorboard=o.tensorboard, say=say)
+    say = world.first(logs) or say
     started = Started(
         numbers,
         parameters=numbers.parameters,
@@ -122,7 +129,9 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
     )
     say(started)
     command, foreseen = card.command(data, o), None
-    if left := o.steps - first:
+    if world.size > 1:
+        say(Note("no forecast: it would measure one process, not what ranks wait for each other"))
+    elif left := o.steps - first:
         foreseen = forecast(model, task, make, batches.peek().parts(o.accumulate), steps=left)
         say(foreseen)
     tell = partial(
@@ -131,25 +140,23 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         command=command,
         started=started,
         refused=len(parts.refused),
-        device=o.device,
+        device=device,
         say=say,
     )
 
     # The loop.
+    pieces = min(o.accumulate, numbers.batch // world.size)  # as many on every rank
     per_step = numbers.batch * numbers.context
-    forget_peak(o.device)
+    forget_peak(device)
     begun, busy, bad = time.monotonic(), 0.0, run.BadSteps(o, folder, say)
-    took = Measured(0.0, peak_bytes(o.device), 0)
+    took = Measured(0.0, peak_bytes(device), 0)
     with run.Interrupt() as interrupt:
         for step in range(first, o.steps):
             at = time.monotonic()
-            rows = [task.prepare(part) for part in batches.take().parts(o.accumulate)]
-            learned, nats = max(1, sum(part.learned for part in rows)), 0.0
-            for part in rows:
-                loss = task.loss(model, part) / learned
-                loss.backward()
-                nats += loss.item()
-            norm = torch.nn.utils.clip_grad_norm_(model.weights.values(), o.clip).item()
+            rows = [task.prepare(part) for part in world.rows(batches.take()).parts(pieces)]
+            learned = max(1, round(world.sums(sum(part.learned for part in rows))[0]))
+            losses = [layout.backward(part, learned, last=part is rows[-1]) for part in rows]
+            nats, norm = world.total(losses), layout.clip(o.clip)
             share = rate_share(step, **plan)
             if bad.allow(step, nats, norm):
                 update.step(step, share)
@@ -158,23 +165,27 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
 
             done, now = step + 1, time.monotonic()
             busy += now - at
-            took = Measured(busy, peak_bytes(o.device), (done - first) * per_step, foreseen)
+            took = Measured(busy, peak_bytes(device), (done - first) * per_step, foreseen)
             left = (now - begun) / (done - first) * (o.steps - done)
             say(Progress(done, o.steps, nats, norm, share, took.tokens / busy, left))
-            if done % every == 0 or done == o.steps or interrupt.asked:
-                state.save(done, model.weights, kept, batches.position, say, keep=o.keep)
-            if interrupt.asked:
-                tell(measured=took, score=None)
+            ended = world.sums(interrupt.asked)[0] > 0  # on any rank
+            if done % every == 0 or done == o.steps or ended:
+                state.save(done, layout.own, kept, batches.position, say, keep=o.keep)
+            if ended:
+                world.first(partial(tell, measured=took, score=None))
                 say(Note(f"stopped after step {done} of {o.steps}: run again with resume to go on"))
                 raise KeyboardInterrupt
             if done % every == 0 and done < o.steps:
-                with average.applied():
-                    say(model.score(held, tokens, step=done, most=GLIMPSE))
-                    text = model.continued(o.prompt, tokens, seed=o.seed)
-                say(Sample(done, (o.prompt or "") + text))
+                with average.applied(), world.turn(layout.whole()) as whole:
+                    if whole:
+                        say(whole.score(held, tokens, step=done, most=GLIMPSE))
+                        text = whole.continued(o.prompt, tokens, seed=o.seed)
+                        say(Sample(done, (o.prompt or "") + text))
 
     # The model folder, scored as stored.
     average.exchange()
+    if (model := layout.whole()) is None:
+        return folder
     model.round(o.store)
     score = model.score(held, tokens, step=o.steps)
     say(score)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seriatim.codecs import Codec
 from seriatim.kernels.torch_fast import TorchOps, cross_entropy
-from seriatim.models.forward import head, trunk
+from seriatim.models.forward import Apply, head, trunk
 from seriatim.models.spec import Spec, weights
 from seriatim.train import evaluate
 from seriatim.train.batches import NOTHING, Batch
@@ -47,7 +47,10 @@ class Model:
         compile: bool = False,
     ) -> None:
         self.spec, self.device, self.precision = spec, device, precision
-        self.weights = {name: w.to(device).requires_grad_() for name, w in weights.items()}
+        self.weights: Mapping[str, Tensor] = {
+            name: w.to(device).requires_grad_() for name, w in weights.items()
+        }
+        self.around: Apply = lambda layer, index, x: layer(x)  # what each layer runs within
         self._recompute = recompute
         self._run = torch.compile(self._trunk, dynamic=False) if compile else self._trunk
 
@@ -104,8 +107,8 @@ class Model:
 
     def _apply(self, layer: Callable[[Tensor], Tensor], index: int, x: Tensor) -> Tensor:
         if self._recompute and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(layer, x, use_reentrant=False))
-        return layer(x)
+            layer = partial(checkpoint, layer, use_reentrant=False)
+        return self.around(layer, index, x)
 
     def score(
         self, documents: Sequence[np.ndarray], codec: Codec, *, step: int, most: int | None = None

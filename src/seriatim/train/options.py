@@ -60,6 +60,13 @@ class Options:
 
     threads: int | None = _free(MACHINE, None, "Of torch; default: its own.", least=1)
     device: str = _option(MACHINE, "cpu", "Where to compute, as torch names it.")
+    parallel: str | None = _free(
+        MACHINE,
+        None,
+        "Over the ranks of torchrun: ddp, or fsdp, which divides the weights; default: ddp.",
+        among=("ddp", "fsdp"),
+    )
+    timeout: int = _free(MACHINE, 300, "Seconds after which a silent rank ends the run.", least=1)
     precision: str = _option(MACHINE, "f32", "Of the products.", among=("f32", "bf16"))
     recompute: bool = _option(
         MACHINE, False, "Compute layers again instead of keeping what they gave."

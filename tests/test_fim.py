@@ -259,6 +259,13 @@ def test_options_of_another_objective_are_refused(chosen):
         options.asked({"steps": 1, "out": "x", "size": "1M", **chosen})
 
 
+def test_a_context_without_room_for_text_is_refused(files):
+    task = objective()
+    with pytest.raises(RequestError, match=f"context is {task.room}.*more than the {task.room}"):
+        batches(files, task, rows=1, context=task.room)
+    assert batches(files, task, rows=1, context=task.room + 1).take().learned == 1
+
+
 # The codec
 
 
@@ -354,7 +361,8 @@ def test_a_middle_that_follows_from_what_comes_after_is_learned(tmp_path):
     run(path, tmp_path / "out", 260, **chosen)
     model = seriatim.load(tmp_path / "out", threads=1)
     greedy = {"temperature": 0, "max_tokens": 4}
-    forward = model.generate(**greedy).output
+    marks = [model.codec.added[mark] for mark in code.of(model.codec).marks]
+    forward = model.generate(**greedy, banned_ids=marks).output
     assert sum(forward.startswith(c) for c in letters) <= 1
     for order in code.ORDERS:
         shown = [{"prefix": "", "suffix": f"={c}", "fim_order": order} for c in letters]

@@ -87,7 +87,7 @@ class Batches:
         room: ids that an objective may add to each document of a row.
 
     Raises:
-        RequestError: less data than one batch.
+        RequestError: less data than one batch, or a context with no room for anything else.
     """
 
     def __init__(
@@ -100,6 +100,9 @@ class Batches:
         folder: Path,
         room: int = 0,
     ) -> None:
+        if context <= room:
+            expected = f"more than the {room} ids that the objective may add to a document"
+            raise RequestError(f"context is {context}", expected=expected)
         _check_length(groups, context=context, windows=windows)
         self.groups, self.context, self.windows = groups, context, windows
         self.seed, self.folder, self.room = seed, folder, room

@@ -94,8 +94,8 @@ class Fim(Next):
     def _split(self, body: list[int], draw: np.random.Generator) -> Parts:
         """Between characters; between ids where there is no text, or no room for its parts."""
         if (text := self._text(body)) is not None:
-            cut = (code.part(self.codec, self.family, part) for part in _cut(text, draw))
-            prefix, middle, suffix = cut
+            cut = _cut(text, draw)
+            prefix, middle, suffix = (code.part(self.codec, self.family, part) for part in cut)
             if len(prefix) + len(middle) + len(suffix) <= len(body) + SLACK:
                 return prefix, middle, suffix
         return _cut(body, draw)

@@ -93,7 +93,7 @@ class Encoded:
 def prepare(
     data: Data,
     *,
-    codec: str,
+    codec: str | Codec,
     vocab_size: int,
     validation: Paths | float | None = None,
     seed: int = 0,
@@ -107,7 +107,7 @@ def prepare(
 
     Args:
         data: files, folders, patterns, or a mapping of them to weights.
-        codec: a registered name, or a folder that holds a codec.
+        codec: a registered name, a folder that holds a codec, or one.
         vocab_size: for a codec that learns its ids, from the documents that are not held out.
         validation: what is held out: paths, names of files of `data`, or a share of the documents.
         seed: of the split.

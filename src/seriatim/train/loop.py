@@ -5,6 +5,7 @@ of `models/` in torch, so what is trained is what is served.
 """
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import torch
 
 from seriatim import registry
-from seriatim.train import card, dial, parallel, run
+from seriatim.train import card, parallel, run, starting
 from seriatim.train import data as sources
 from seriatim.train.averaging import Average
 from seriatim.train.forecast import forecast, forget_peak
 from seriatim.train.logs import Logs
 from seriatim.train.memory import keep_freed_memory
-from seriatim.train.model import Model, initial
+from seriatim.train.model import Model
 from seriatim.train.optim import Optimizer, rate_share
 from seriatim.train.options import Options, asked, documented
 from seriatim.train.report import Measured, Note, Progress, Report, Sample, Started, to_stderr
@@ -56,16 +57,18 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
 
 
 def _train(data: sources.Data, report: Report, o: Options, world: parallel.World) -> Path:
-    wanted = dial.parse(str(o.size))
+    start = starting.of(o)
     device, say, folder = world.join(o), world.say(report), Path(o.out)
     world.first(lambda: run.claim(folder, resume=o.resume))
+    for note in start.notes:
+        say(Note(note))
     torch.set_num_threads(o.threads or torch.get_num_threads())
 
     # Data, codec, objective, model.
     prepare = partial(
         sources.prepare,
         data,
-        vocab_size=o.vocab_size or dial.vocabulary(wanted),
+        vocab_size=start.vocab_size,
         validation=o.validation,
         seed=o.seed,
         field=o.field,
@@ -74,10 +77,11 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
         processes=torch.get_num_threads(),
         say=say,
     )
-    parts = world.prepared(prepare, codec=o.codec)
+    parts = world.prepared(prepare, codec=start.codec)
     tokens, held = parts.codec, parts.held
-    numbers = dial.of(o, tokens.size)
-    task = registry.get("seriatim.train.objectives", o.objective).objective(o, tokens)
+    numbers, spec = start.numbers(tokens.size), start.spec(tokens.size)
+    aim = registry.get("seriatim.train.objectives", o.objective)
+    task = aim.objective(replace(o, context=numbers.context, batch=numbers.batch), tokens)
     batches = sources.Batches(
         parts.groups,
         context=numbers.context,
@@ -88,10 +92,11 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
     )
     world.first(lambda: sources.write_refused(folder, parts.refused))
     keep_freed_memory()
-    weights = initial(numbers.spec, seed=o.seed, extra=task.extra(numbers.spec))
+    weights, beside = start.weights(spec, task.extra(spec))
     model = Model(
-        numbers.spec,
+        spec,
         weights,
+        beside=beside,
         device=device,
         precision=o.precision,
         recompute=o.recompute,
@@ -110,7 +115,8 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
 
     # Where the run stands.
     plan = run.plan(o)
-    state = run.State(folder, run.fixed(o, numbers), plan, parts.digest, run.digest(tokens), world)
+    fixed = {**run.fixed(o, numbers), **start.agreed}
+    state = run.State(folder, fixed, plan, parts.digest, run.digest(tokens), world)
     kept = update.state | average.state
     first = state.restore(layout.own, kept, batches, say) if o.resume else 0
     every = o.save_every or max(1, o.steps // 20)
@@ -186,13 +192,16 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
     average.exchange()
     if (model := layout.whole()) is None:
         return folder
+    if o.merge:
+        model.merge()
     model.round(o.store)
     score = model.score(held, tokens, step=o.steps)
     say(score)
-    card.write_model(folder, numbers, model.weights, tokens, store=o.store)
+    start.write(folder, model, tokens)
     samples = [model.continued(o.prompt, tokens, seed=s, count=150) for s in range(SAMPLES)]
     card.write_card(
         folder,
+        about=start.about,
         command=command,
         dial=numbers,
         steps=o.steps,

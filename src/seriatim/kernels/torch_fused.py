@@ -1,7 +1,7 @@
 """Element-wise ops of training with their gradients, in pieces that stay in a CPU's cache.
 
-A pass over [token, ffn] or [token, vocab] that goes through memory costs about as much as a product
-of depth 20 (LOG.md); here an array is read once for all that is done with it.
+Each array is read from memory once for all that is done with it on the way forward, and once on
+the way back, where torch's own forms read and write it at every step.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ silu = torch.ops.aten.silu.out
 
 def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, of one shape; nothing but the inputs is kept for the way back."""
-    return _Gate.apply(gate, up)
+    return _Gate.apply(gate.contiguous(), up.contiguous())
 
 
 class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        y = torch.empty_like(gate, memory_format=torch.contiguous_format)
+        y = torch.empty_like(gate)
         for a, b, out in _pieces(gate, up, y):
             silu(a, out=out).mul_(b)
         return y
@@ -46,7 +46,7 @@ def _pieces(*arrays: Tensor) -> Any:
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     """x / sqrt(mean of squares + eps) * weight, along the last axis (arXiv:1910.07467)."""
-    return _Norm.apply(x, weight, eps)
+    return _Norm.apply(x.contiguous(), weight, eps)
 
 
 class _Norm(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """The command `train`; its options are those of the function (`train/options.py`)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import Field, fields
 from importlib.util import find_spec
 from inspect import Parameter, Signature
@@ -26,10 +27,13 @@ def train(
             "training needs torch, which is not installed", fix="pip install 'seriatim[train]'"
         )
     from seriatim.progress import Bar
+    from seriatim.train.parallel import world
 
-    with Bar() as bar:
+    main = world().main  # of several ranks one is seen
+    with Bar() if main else nullcontext() as bar:
         folder = seriatim.train(data, **options, report=bar)
-    print(folder)
+    if main:
+        print(folder)
 
 
 def _parameter(f: Field[Any]) -> Parameter:

@@ -11,6 +11,7 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
+import ranks
 import small
 import torch
 from safetensors.numpy import load_file, save_file
@@ -436,11 +437,11 @@ def test_the_numbers_follow_from_the_parameters(book, tmp_path):
     numbers = start.numbers(0)
     assert (numbers.parameters, numbers.frozen) == (source.parameters, 0)
     new = dial.rate_of(source.parameters, "adamw")
-    assert numbers.learning_rate == pytest.approx(new / 10)
+    assert numbers.learning_rate == pytest.approx(new / 10, rel=0.05)
     ids = dial.ids_of(source.parameters)
     assert numbers.batch * numbers.context == pytest.approx(ids / 4, rel=0.3)
     beside = starting.of(asked({"init": "tales", "adapter": "lora", "steps": 1, "out": "x"}))
-    assert beside.numbers(0).learning_rate == pytest.approx(new)
+    assert beside.numbers(0).learning_rate == pytest.approx(new, rel=0.05)
     assert beside.numbers(0).frozen == source.parameters
     chosen = {"batch": 3, "context": 33, "learning_rate": 0.1, "optimizer": "muon"}
     given = asked({"init": "tales", "steps": 1, "out": "x"} | chosen)
@@ -664,6 +665,21 @@ def test_a_product_of_low_rank_is_that_with_the_sum(ops, shape):
     low = LowRank(drawn(outer, inner), drawn(rank, inner), drawn(outer, rank), 1.5)
     whole = low.weight + 1.5 * low.up @ low.down
     assert torch.allclose(made.linear(x, low, bias), made.linear(x, whole, bias))
+
+
+def test_several_ranks_learn_the_same_adapter(book, learned, tmp_path):
+    ways = ("ddp", "fsdp")
+    given = SMALL | {"init": str(base()), "adapter": "lora", "cache": tmp_path / "cache"}
+    runs = [given | {"out": tmp_path / way, "parallel": way} for way in ways]
+    runs.append(runs[-1] | {"out": tmp_path / "whole", "merge": True})
+    assert not any(run["error"] for seen in ranks.together(book, runs) for run in seen)
+    expected = load_file(learned(adapter="lora") / "adapter_model.safetensors")
+    for way in ways:
+        found = load_file(tmp_path / way / "adapter_model.safetensors")
+        assert found.keys() == expected.keys()
+        assert max(np.abs(found[name] - expected[name]).max() for name in found) < 2e-3
+    merged = seriatim.load(tmp_path / "whole").logits(IDS)
+    assert close(merged, seriatim.load(base(), adapter=tmp_path / "fsdp").logits(IDS))
 
 
 # What is refused

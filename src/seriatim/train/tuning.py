@@ -7,7 +7,7 @@ of one with as many parameters:
 - `batch`: a quarter of the ids of a new model's.
 - `optimizer`: adamw.
 - `learning_rate`: a tenth of a new model's; for an adapter as a new model's, ten times that of all
-  weights (where its best rate lies: Schulman and others 2025, "LoRA Without Regret").
+  weights (where its best rate lies: Schulman and others 2025, "LoRA Without Regret"); two digits.
 """
 
 import math
@@ -91,7 +91,7 @@ class Tuned:
             frozen=0 if self.adapter is None else size,
             context=context,
             batch=o.batch or max(1, round(dial.ids_of(size) / 4 / context)),
-            learning_rate=rate if o.learning_rate is None else o.learning_rate,
+            learning_rate=float(f"{rate:.2g}") if o.learning_rate is None else o.learning_rate,
             optimizer=o.optimizer or "adamw",
         )
         dial.check_numbers({n: v for n, v in vars(found).items() if n != "frozen"})

@@ -1,7 +1,7 @@
 """What a run leaves behind: the model folder, and its README.md, the card."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from seriatim.train.options import Options, changed
 from seriatim.train.report import Score
 
 NAMED = 100  # files, on the card
+QUIET = ("resume", "threads", "save_every", "keep", "cache")  # what the card does not ask for
 
 
 def write_model(
@@ -49,9 +50,8 @@ def _one(ids: Sequence[int]) -> int | list[int] | None:
     return ids[0] if len(ids) == 1 else list(ids) or None
 
 
-def command(data: Any, options: Options) -> str:
+def command(data: Any, options: Options, *, quiet: Collection[str] = QUIET) -> str:
     """The command line that asks for the same: options that differ from their defaults."""
-    quiet = ("resume", "threads", "save_every", "keep", "cache")
     words = _many(data)
     for name, value in changed(options).items():
         flag = f"--{name.replace('_', '-')}"

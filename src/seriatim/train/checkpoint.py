@@ -2,6 +2,7 @@
 
 `checkpoints/step-N/` holds model.safetensors (the forward pass's own names, f32),
 optimizer.safetensors, state.json and manifest.json (SHA-256 of the others). No pickle, no clock.
+The files of the finished model come into the run folder likewise: `published`.
 """
 
 import hashlib
@@ -9,19 +10,28 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from seriatim.errors import FileError, ResourceError
+from seriatim.files import safetensors
+from seriatim.files.jsonfile import read_object
+from seriatim.files.regular import open_regular
 
 FORMAT = 1
-STEP = re.compile(r"step-(\d+)")
+STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE), "manifest.json"
+LIMIT = 1 << 24  # bytes of JSON; a state has some 2,000
+LAST = "config.json"  # of the model's files: where it is, all are
 
 
 @dataclass(frozen=True)
@@ -44,21 +54,16 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path
     if _whole(folder):
         return folder  # the same run and step: the same bits
     partial = folder.with_name(f"{folder.name}.partial")
-    try:
+    with _refusing(f"checkpoint {folder}", partial):
         for left in (*folder.parent.glob("*.partial"), folder):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
         partial.mkdir(parents=True)
-        _write(partial, _files(checkpoint))
+        _write(partial, checkpoint)
         partial.rename(folder)
         _sync(folder.parent)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ResourceError(
-            f"checkpoint {folder} was not written: {error.strerror}",
-            fix="earlier checkpoints are whole; make room, then run again with resume",
-        ) from error
-    for old in _folders(run)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in [p for p in _folders(run) if _number(p) <= checkpoint.step][keep:]:
+        with suppress(OSError):  # it takes room, and is passed over by whoever looks for the newest
+            _remove(old)
     return folder
 
 
@@ -66,46 +71,89 @@ def newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose files match its manifest, and the names of newer damaged ones.
 
     Raises:
-        FileError: it was written by a newer format.
+        FileError: it was written by a newer format, or by no run: a link, or not what it says.
     """
     damaged: list[str] = []
     for folder in _folders(run):
+        _refuse_links(folder)
         if _whole(folder):
             return _read(folder), damaged
         damaged.append(folder.name)
     return None, damaged
 
 
-def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
+@contextmanager
+def published(run: Path) -> Iterator[Path]:
+    """A folder of the run's own name for a model's files, which come into `run` when it is left.
+
+    Each is renamed there once all are on the disk, config.json last: whenever this is cut short,
+    what is there is whole.
+
+    Raises:
+        ResourceError: the disk refused.
+    """
+    partial = run / "model.partial"
+    with _refusing(f"the model in {run}", partial):
+        _remove(partial)
+        beside = partial / run.name
+        beside.mkdir(parents=True)
+        yield beside
+        files = sorted(beside.iterdir(), key=lambda path: (path.name == LAST, path.name))
+        for path in files:
+            _sync(path)
+        for path in files:
+            path.replace(run / path.name)
+        _sync(run)
+        _remove(partial)
+
+
+@contextmanager
+def _refusing(what: str, partial: Path) -> Iterator[None]:
+    """A disk that refuses is a `ResourceError`, and leaves nothing half-written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            _remove(partial)
+        raise ResourceError(
+            f"{what} was not written: {getattr(error, 'strerror', None) or error}",
+            fix="earlier checkpoints are whole; make room, then run again with resume",
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is, if it is; a link goes, and what it points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    for name, tensors in ((WEIGHTS, checkpoint.weights), (OPTIMIZER, checkpoint.optimizer)):
+        safetensors.write(folder / name, {n: t.numpy() for n, t in tensors.items()}, {})
     state = {"format": FORMAT, "step": checkpoint.step} | dict(checkpoint.state)
-    files = {
-        "model.safetensors": save(dict(checkpoint.weights)),
-        "optimizer.safetensors": save(dict(checkpoint.optimizer)),
-        "state.json": _json(state),
-    }
-    return files | {"manifest.json": _json({name: _digest(data) for name, data in files.items()})}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, data in files.items():
-        with (folder / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    _write_json(folder / STATE, state)
+    _write_json(folder / MANIFEST, {name: _digest(folder / name) for name in FILES})
     _sync(folder)
 
 
-def _sync(folder: Path) -> None:
-    """Make the folder's own entries durable: a rename is not, until its parent is synced."""
-    handle = os.open(folder, os.O_RDONLY)
+def _write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    with path.open("wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make a file durable, or a folder's entries: a rename is not, until its folder is synced."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -115,28 +163,44 @@ def _sync(folder: Path) -> None:
 def _folders(run: Path) -> list[Path]:
     """Checkpoint folders, newest first; half-written ones have another name."""
     found = [p for p in (run / "checkpoints").glob("step-*") if STEP.fullmatch(p.name)]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=_number, reverse=True)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _refuse_links(folder: Path) -> None:
+    for path in (folder, *(folder / name for name in (*FILES, MANIFEST))):
+        if path.is_symlink():
+            raise FileError(f"{path} is a symbolic link", expected="what a run wrote")
 
 
 def _whole(folder: Path) -> bool:
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        names = {"model.safetensors", "optimizer.safetensors", "state.json"}
-        return set(manifest) == names and all(
-            _digest((folder / name).read_bytes()) == digest for name, digest in manifest.items()
-        )
-    except (OSError, ValueError, TypeError):
+        manifest = read_object(folder / MANIFEST, limit=LIMIT)
+        return manifest == {name: _digest(folder / name) for name in FILES}
+    except (OSError, FileError):
         return False
 
 
 def _read(folder: Path) -> Checkpoint:
-    state = json.loads((folder / "state.json").read_bytes())
-    if state.pop("format") != FORMAT:
-        raise FileError(f"{folder} has another format", expected=f"format {FORMAT}")
-    try:
-        weights, optimizer = (
-            load_file(folder / name) for name in ("model.safetensors", "optimizer.safetensors")
+    """A checkpoint that matches its manifest, which proves no more than that nothing was lost."""
+    state = read_object(folder / STATE, limit=LIMIT)
+    if (found := state.pop("format", None)) != FORMAT:
+        raise FileError(
+            f"{folder} has another format, {found!r:.40}",
+            expected=f"format {FORMAT}",
+            fix="resume with the version of seriatim that wrote it",
         )
-    except SafetensorError as error:
-        raise FileError(f"{folder} is not readable: {error}") from error
-    return Checkpoint(state.pop("step"), weights, optimizer, state)
+    if type(step := state.pop("step", None)) is not int or step != _number(folder):
+        raise FileError(f"{folder} is of step {step!r:.40}", expected=f"{_number(folder)}")
+    return Checkpoint(step, _tensors(folder / WEIGHTS), _tensors(folder / OPTIMIZER), state)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    found = safetensors.read(path).tensors
+    for name, array in found.items():
+        if array.dtype != np.float32:
+            raise FileError(f"{path} holds {name!r:.80} in {array.dtype}", expected="float32")
+    return {name: torch.from_numpy(array.copy()) for name, array in found.items()}

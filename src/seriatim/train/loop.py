@@ -5,6 +5,7 @@ of `models/` in torch, so what is trained is what is served.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from seriatim import registry
 from seriatim.train import card, dial, run
 from seriatim.train import data as sources
 from seriatim.train.averaging import Average
+from seriatim.train.checkpoint import published
+from seriatim.train.claim import claimed
 from seriatim.train.memory import keep_freed_memory
 from seriatim.train.model import Model, initial
 from seriatim.train.optim import Optimizer, rate_share
-from seriatim.train.options import asked, documented
+from seriatim.train.options import Options, asked, documented
 from seriatim.train.report import Note, Progress, Report, Sample, Started, to_stderr
+from seriatim.train.stopping import Interrupt
 
 GLIMPSE = 64  # windows of a validation on the way; the last one takes all
 SAMPLES = 3  # on the card
@@ -38,19 +42,28 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
 
     Raises:
         RequestError: an option that cannot be honoured, or data shorter than one batch.
-        FileError: a file that is not text, or a run folder that another run owns.
+        FileError: a file that is not text, a run folder with something in it or of another run
+            that is going on, or a checkpoint that is not this run's.
         NumericError: a loss or gradient that is not finite; the checkpoint before is kept.
-        ResourceError: the disk refused a checkpoint; earlier ones are whole.
-        KeyboardInterrupt: on Ctrl-C, after finishing the step and saving it.
+        ResourceError: the disk refused something; earlier checkpoints are whole.
+        KeyboardInterrupt: on Ctrl-C, after finishing the step and saving it; its note is the
+            command that goes on.
+        SystemExit: on SIGTERM, likewise, with code 143.
 
     Example:
         >>> train("book.txt", size="1M", steps=500, out="runs/book")  # doctest: +SKIP
         PosixPath('runs/book')
     """
     o = asked(options)
-    wanted = dial.parse(str(o.size))
     run.check_device(o.device)
-    say, folder = report or to_stderr, run.claim(Path(o.out), resume=o.resume)
+    again = f"to go on: {card.command(data, replace(o, resume=True), quiet=())}"
+    with claimed(Path(o.out), resume=o.resume, again=again) as folder:
+        return _train(data, o, folder, report or to_stderr)
+
+
+def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
+    """The run, in a folder that is its own."""
+    wanted = dial.parse(str(o.size))
     torch.set_num_threads(o.threads or torch.get_num_threads())
     keep_freed_memory()
 
@@ -100,8 +113,8 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
     # Where the run stands.
     plan = run.plan(o)
     state = run.State(folder, run.fixed(o, numbers), plan, parts.digest, run.digest(tokens))
-    kept = update.state | average.state
-    first = state.restore(model.weights, kept, batches, say) if o.resume else 0
+    kept, bad = update.state | average.state, run.BadSteps(o, folder, say)
+    first = state.restore(model.weights, kept, batches, bad, say) if o.resume else 0
     every = o.save_every or max(1, o.steps // 20)
     say(
         Started(
@@ -118,8 +131,8 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
     )
 
     # The loop.
-    begun, bad = time.monotonic(), run.BadSteps(o, folder, say)
-    with run.Interrupt() as interrupt:
+    begun = time.monotonic()
+    with Interrupt() as interrupt:
         for step in range(first, o.steps):
             rows = [task.prepare(part) for part in batches.take().parts(o.accumulate)]
             learned, nats = max(1, sum(part.learned for part in rows)), 0.0
@@ -139,10 +152,10 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
             speed = numbers.batch * numbers.context / spent
             say(Progress(done, o.steps, nats, norm, share, speed, spent * (o.steps - done)))
             if done % every == 0 or done == o.steps or interrupt.asked:
-                state.save(done, model.weights, kept, batches.position, say, keep=o.keep)
+                state.save(done, model.weights, kept, batches, bad, say, keep=o.keep)
             if interrupt.asked:
                 say(Note(f"stopped after step {done} of {o.steps}: run again with resume to go on"))
-                raise KeyboardInterrupt
+                interrupt.end()
             if done % every == 0 and done < o.steps:
                 with average.applied():
                     say(model.score(held, tokens, step=done, most=GLIMPSE))
@@ -154,15 +167,16 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
     model.round(o.store)
     score = model.score(held, tokens, step=o.steps)
     say(score)
-    card.write_model(folder, numbers, model.weights, tokens, store=o.store)
     samples = [model.continued(o.prompt, tokens, seed=s, count=150) for s in range(SAMPLES)]
-    card.write_card(
-        folder,
-        command=card.command(data, o),
-        dial=numbers,
-        steps=o.steps,
-        parts=parts,
-        score=score,
-        samples=[(o.prompt or "", text) for text in samples],
-    )
+    with published(folder) as beside:
+        card.write_model(beside, numbers, model.weights, tokens, store=o.store)
+        card.write_card(
+            beside,
+            command=card.command(data, o),
+            dial=numbers,
+            steps=o.steps,
+            parts=parts,
+            score=score,
+            samples=[(o.prompt or "", text) for text in samples],
+        )
     return folder

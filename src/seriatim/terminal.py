@@ -20,9 +20,6 @@ from seriatim.errors import FileError, RequestError, SeriatimError, did_you_mean
 
 def failed(error: BaseException, *, debug: bool) -> int:
     """The exit code of what ended a command, after one line on stderr where it is a failure."""
-    for note in getattr(error.__cause__ or error, "__notes__", ()):  # an `Abort` has its cause
-        with suppress(OSError):
-            print(note, file=sys.stderr, flush=True)
     if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
         raise error  # a shell's question about completions, answered
     if isinstance(error, OSError | SystemExit | KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """The command `train`; its options are those of the function (`train/options.py`)."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from importlib.util import find_spec
@@ -27,8 +28,13 @@ def train(
         )
     from seriatim.progress import Bar
 
-    with Bar() as bar:
-        folder = seriatim.train(data, **options, report=bar)
+    try:
+        with Bar() as bar:
+            folder = seriatim.train(data, **options, report=bar)
+    except (KeyboardInterrupt, SystemExit) as error:
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr, flush=True)  # to the letter: it is to be run
+        raise
     print(folder)
 
 

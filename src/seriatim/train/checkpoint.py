@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from torch import Tensor
 from seriatim.errors import FileError, ResourceError
 from seriatim.files import safetensors
 from seriatim.files.jsonfile import read_object
-from seriatim.files.regular import open_regular
 
 FORMAT = 1
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
@@ -51,18 +50,17 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path
         ResourceError: the disk refused (full, read-only); earlier checkpoints are untouched.
     """
     folder = run / "checkpoints" / f"step-{checkpoint.step}"
-    if _whole(folder):
-        return folder  # the same run and step: the same bits
-    partial = folder.with_name(f"{folder.name}.partial")
-    with _refusing(f"checkpoint {folder}", partial):
-        for left in (*folder.parent.glob("*.partial"), folder):
-            _remove(left)
-        partial.mkdir(parents=True)
-        _write(partial, checkpoint)
-        partial.rename(folder)
-        _sync(folder.parent)
+    if not _whole(folder):  # else it is of the same run and step: the same bits
+        partial = folder.with_name(f"{folder.name}.partial")
+        with _refusing(f"checkpoint {folder}", partial):
+            for left in (*folder.parent.glob("*.partial"), folder):
+                _remove(left)
+            partial.mkdir(parents=True)
+            _write(partial, checkpoint)
+            partial.rename(folder)
+            _sync(folder.parent)
     for old in [p for p in _folders(run) if _number(p) <= checkpoint.step][keep:]:
-        with suppress(OSError):  # it takes room, and is passed over by whoever looks for the newest
+        with suppress(OSError):  # it takes room, and the next one tries again
             _remove(old)
     return folder
 
@@ -147,8 +145,8 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _digest(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -179,7 +177,9 @@ def _refuse_links(folder: Path) -> None:
 def _whole(folder: Path) -> bool:
     try:
         manifest = read_object(folder / MANIFEST, limit=LIMIT)
-        return manifest == {name: _digest(folder / name) for name in FILES}
+        return all((folder / name).is_file() for name in FILES) and (  # a pipe would block
+            manifest == {name: _digest(folder / name) for name in FILES}
+        )
     except (OSError, FileError):
         return False
 

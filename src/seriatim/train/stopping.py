@@ -53,9 +53,9 @@ def end(number: int, frame: FrameType | None) -> NoReturn:
 def handled(
     numbers: tuple[signal.Signals, ...], act: Callable[[int, FrameType | None], object]
 ) -> Iterator[None]:
-    """Meanwhile these signals do `act`, but for those that are ignored."""
+    """Meanwhile these signals do `act`, also where a shell had them ignored."""
     here = numbers if current_thread() is main_thread() else ()
-    before = {n: b for n in here if (b := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    before = {n: b for n in here if (b := signal.getsignal(n)) is not None}  # None: not Python's
     for number in before:
         signal.signal(number, act)
     try:

@@ -582,7 +582,7 @@ def test_a_line_far_beyond_memory_is_refused_without_being_read_into_it(tmp_path
     ).splitlines()
     assert re.search(r"a.txt has no place to cut .* at most 67,108,864 bytes", whole)
     assert re.search(r"a.jsonl holds no document: line 1 is longer than 67,108,864 bytes", line)
-    assert int(used) < 300 << 10  # KiB
+    assert int(used) < 400 << 10  # KiB
     assert not (tmp_path / "out").exists()
 
 

@@ -23,6 +23,7 @@ from seriatim.train.report import Progress
 
 OPTIONS = {"codec": "byte", "size": "0.02M", "context": 16, "batch": 2, "threads": 1}
 STEPS, INTERVAL = 12, 2
+MODEL = {".json", ".safetensors"}
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
@@ -65,8 +66,7 @@ def ended(process: int) -> bool:
 
 def files(out: Path) -> dict[str, bytes]:
     """Those of the model, but for the card, which is titled by the folder."""
-    found = out.iterdir() if out.exists() else ()
-    return {p.name: p.read_bytes() for p in found if p.is_file() and p.suffix != ".md"}
+    return {p.name: p.read_bytes() for p in out.glob("*") if p.suffix in MODEL}
 
 
 def check(out: Path, done: int, whole: dict[str, bytes], *, finished: bool) -> None:

@@ -137,6 +137,14 @@ class Batches:
         inputs, targets, segments = (np.stack(part) for part in zip(*rows, strict=True))
         return Batch(inputs, targets, segments, numbers)
 
+    def peek(self) -> Batch:
+        """The next batch, which stays the next."""
+        position = self.position
+        try:
+            return self.take()
+        finally:
+            self.seek(position)
+
     @property
     def padding(self) -> float:
         """Share of this epoch's rows that nothing fills."""

@@ -19,7 +19,14 @@ from seriatim.train.options import Options, changed
 from seriatim.train.report import Score
 
 NAMED = 100  # files, on the card
-QUIET = ("resume", "threads", "save_every", "keep", "cache")  # what the card does not ask for
+QUIET = (
+    "resume",
+    "threads",
+    "save_every",
+    "keep",
+    "cache",
+    "tensorboard",
+)  # what the card does not ask for
 
 
 def write_model(
@@ -88,7 +95,7 @@ seriatim in {steps:,} steps of {dial.batch * dial.context:,} ids.
 
     {command}
 
-**Score:** {score} (± one standard error) on {score.ids:,} held-out ids.
+**Score:** {score.sentence}.
 
 ## Data
 

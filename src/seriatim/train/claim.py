@@ -44,7 +44,7 @@ def claimed(out: Path, *, resume: bool, again: str) -> Iterator[Path]:
         with handled((signal.SIGTERM,), end):
             yield out
     except (KeyboardInterrupt, SystemExit) as error:
-        if any(inner.glob("step-*")):
+        if _filled(out):
             error.add_note(again)
         raise
     finally:

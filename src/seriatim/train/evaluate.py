@@ -49,15 +49,20 @@ def score(
     independent draws.
     """
     every = [w for d in documents for w in windows(d, lead=len(codec.start), context=context)]
+    held = _scored(every)
     if most is not None and most < len(every):
         every = [every[i * len(every) // most] for i in range(most)]
     every.sort(key=lambda w: len(w.ids))  # equal lengths run together
     nats = np.concatenate([_nats(logits, group) for group in _groups(every)])
     units = np.array([codec.units(w.ids[w.first :].tolist()) for w in every], np.float64)
-    ids = sum(len(w.ids) - w.first for w in every)
+    ids = _scored(every)
     bits = nats.sum() / units.sum() / math.log(2)
     error = scoring.ratio_error(nats / math.log(2), units) if len(every) > 1 else None
-    return Score(step, bits, error, codec.unit, nats.sum() / ids, ids)
+    return Score(step, bits, error, codec.unit, nats.sum() / ids, ids, held)
+
+
+def _scored(every: Sequence[Window]) -> int:
+    return sum(len(w.ids) - w.first for w in every)
 
 
 def _groups(every: Sequence[Window]) -> Iterator[list[Window]]:

@@ -6,6 +6,7 @@ of `models/` in torch, so what is trained is what is served.
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from seriatim.train import data as sources
 from seriatim.train.averaging import Average
 from seriatim.train.checkpoint import published
 from seriatim.train.claim import claimed
+from seriatim.train.forecast import forecast, forget_peak
+from seriatim.train.logs import Logs
 from seriatim.train.memory import keep_freed_memory
 from seriatim.train.model import Model, initial
 from seriatim.train.optim import Optimizer, rate_share
 from seriatim.train.options import Options, asked, documented
-from seriatim.train.report import Note, Progress, Report, Sample, Started, to_stderr
+from seriatim.train.report import Measured, Note, Progress, Report, Sample, Started, to_stderr
 from seriatim.train.stopping import Interrupt
+from seriatim.train.summary import peak_bytes, write_report
 
 GLIMPSE = 64  # windows of a validation on the way; the last one takes all
 SAMPLES = 3  # on the card
@@ -65,7 +69,6 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
     """The run, in a folder that is its own."""
     wanted = dial.parse(str(o.size))
     torch.set_num_threads(o.threads or torch.get_num_threads())
-    keep_freed_memory()
 
     # Data, codec, objective, model.
     parts = sources.prepare(
@@ -92,6 +95,7 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
         room=task.room,
     )
     sources.write_refused(folder, parts.refused)
+    keep_freed_memory()
     weights = initial(numbers.spec, seed=o.seed, extra=task.extra(numbers.spec))
     model = Model(
         numbers.spec,
@@ -101,13 +105,14 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
         recompute=o.recompute,
         compile=o.compile,
     )
-    update = Optimizer(
-        model.weights,
+    make = partial(
+        Optimizer,
         kind=numbers.optimizer,
         rate=numbers.learning_rate,
         rest=o.embedding_rate if numbers.optimizer == "muon" else numbers.learning_rate,
         decay=o.weight_decay,
     )
+    update = make(model.weights)
     average = Average(model.weights, decay=o.ema)
 
     # Where the run stands.
@@ -116,22 +121,42 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
     kept, bad = update.state | average.state, run.BadSteps(o, folder, say)
     first = state.restore(model.weights, kept, batches, bad, say) if o.resume else 0
     every = o.save_every or max(1, o.steps // 20)
-    say(
-        Started(
-            numbers,
-            parameters=numbers.parameters,
-            steps=o.steps,
-            first=first,
-            documents=parts.documents,
-            ids=parts.ids,
-            held_out=parts.held_out,
-            padding=batches.padding,
-            unit=tokens.unit,
-        )
+    say = Logs(folder, first=first, tensorboard=o.tensorboard, say=say)
+    started = Started(
+        numbers,
+        parameters=numbers.parameters,
+        steps=o.steps,
+        first=first,
+        documents=parts.documents,
+        ids=parts.ids,
+        held_out=parts.held_out,
+        padding=batches.padding,
+        unit=tokens.unit,
+    )
+    say(started)
+    command, foreseen = card.command(data, o), None
+    if left := o.steps - first:
+        foreseen = forecast(model, task, make, batches.peek().parts(o.accumulate), steps=left)
+        say(foreseen)
+    tell = partial(
+        write_report,
+        folder,
+        command=command,
+        started=started,
+        refused=len(parts.refused),
+        device=o.device,
+        say=say,
     )
 
     # The loop.
+    per_step = numbers.batch * numbers.context
+    forget_peak(o.device)
     begun = time.monotonic()
+
+    def took(steps: int) -> Measured:
+        spent = time.monotonic() - begun
+        return Measured(spent, peak_bytes(o.device), steps * per_step, foreseen)
+
     with Interrupt() as interrupt:
         for step in range(first, o.steps):
             rows = [task.prepare(part) for part in batches.take().parts(o.accumulate)]
@@ -147,13 +172,16 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
                 average.update(step)
             model.clear()
 
-            done = step + 1
-            spent = (time.monotonic() - begun) / (done - first)
-            speed = numbers.batch * numbers.context / spent
-            say(Progress(done, o.steps, nats, norm, share, speed, spent * (o.steps - done)))
+            done, spent = step + 1, time.monotonic() - begun
+            speed, left = (
+                (done - first) * per_step / spent,
+                spent / (done - first) * (o.steps - done),
+            )
+            say(Progress(done, o.steps, nats, norm, share, speed, left))
             if done % every == 0 or done == o.steps or interrupt.asked:
                 state.save(done, model.weights, kept, batches, bad, say, keep=o.keep)
             if interrupt.asked:
+                tell(measured=took(done - first), score=None)
                 say(Note(f"stopped after step {done} of {o.steps}: run again with resume to go on"))
                 interrupt.end()
             if done % every == 0 and done < o.steps:
@@ -172,11 +200,13 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
         card.write_model(beside, numbers, model.weights, tokens, store=o.store)
         card.write_card(
             beside,
-            command=card.command(data, o),
+            command=command,
             dial=numbers,
             steps=o.steps,
             parts=parts,
             score=score,
             samples=[(o.prompt or "", text) for text in samples],
         )
+    say(measured := took(o.steps - first))
+    tell(measured=measured, score=score)
     return folder

@@ -4,7 +4,6 @@ It needs no torch, so that the command's help does not wait for it.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from inspect import Parameter, Signature, signature
@@ -13,17 +12,6 @@ from typing import Any, TypeVar
 
 from seriatim import registry
 from seriatim.errors import RequestError, did_you_mean, shown
-
-# What a run may change when it goes on, or what is compared in another form: the numbers of the
-# dial, the plan of the rate, digests of data and codec.
-FREE = frozenset(
-    re.findall(
-        r"\w+",
-        "out resume save_every keep prompt threads cache store, codec validation field separator,"
-        "steps schedule warmup decay, size vocab_size width depth heads kv_heads ffn context batch"
-        " optimizer learning_rate",
-    )
-)
 
 Train = TypeVar("Train", bound=Callable[..., Any])
 
@@ -38,26 +26,35 @@ def _option(panel: str, default: Any, help: str, **limits: Any) -> Any:
     return field(default=default, metadata={"panel": panel, "help": help, **limits})
 
 
+def _free(panel: str, default: Any, help: str, **limits: Any) -> Any:
+    """An option that may change when a run goes on, or whose effect is compared in another form.
+
+    Those are the numbers of the dial, the plan of the rate, and digests of data and codec.
+    """
+    return _option(panel, default, help, free=True, **limits)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What may be asked of a run beside its data; each field says what it is in its metadata."""
 
-    size: str | None = _option(RUN, None, "0.01M to 1B parameters: the one dial.", needed=True)
-    steps: int = _option(RUN, MISSING, "Optimizer steps.", least=1)
-    out: str | Path = _option(RUN, MISSING, "The run folder; it becomes the model.")
+    size: str | None = _free(RUN, None, "0.01M to 1B parameters: the one dial.", needed=True)
+    steps: int = _free(RUN, MISSING, "Optimizer steps.", least=1)
+    out: str | Path = _free(RUN, MISSING, "The run folder; it becomes the model.")
     seed: int = _option(
         RUN, 0, "Of weights, batches and split: equal runs give equal bits.", least=0
     )
-    resume: bool = _option(RUN, False, "Go on from the newest whole checkpoint, or start.")
-    save_every: int | None = _option(
+    resume: bool = _free(RUN, False, "Go on from the newest whole checkpoint, or start.")
+    save_every: int | None = _free(
         RUN, None, "Steps between checkpoints; default: a twentieth.", least=1
     )
-    keep: int = _option(RUN, 2, "How many of the last checkpoints stay.", least=1)
-    prompt: str | None = _option(
+    keep: int = _free(RUN, 2, "How many of the last checkpoints stay.", least=1)
+    tensorboard: bool = _free(RUN, False, "Event files beside log.csv.")
+    prompt: str | None = _free(
         RUN, None, "What samples begin with; default: the start of a document."
     )
 
-    threads: int | None = _option(MACHINE, None, "Of torch; default: its own.", least=1)
+    threads: int | None = _free(MACHINE, None, "Of torch; default: its own.", least=1)
     device: str = _option(MACHINE, "cpu", "Where to compute, as torch names it.")
     precision: str = _option(MACHINE, "f32", "Of the products.", among=("f32", "bf16"))
     recompute: bool = _option(
@@ -65,45 +62,45 @@ class Options:
     )
     compile: bool = _option(MACHINE, False, "Through torch.compile: faster, with other rounding.")
 
-    codec: str = _option(
+    codec: str = _free(
         DATA, "text", "text (a tokenizer is learned), byte, or a folder that holds one."
     )
-    validation: str | Path | float | Sequence[str | Path] | None = _option(
+    validation: str | Path | float | Sequence[str | Path] | None = _free(
         DATA, None, "Held-out files, names among DATA, or a share; default: about a tenth."
     )
-    field: str = _option(DATA, "text", "Of .jsonl lines, the text.")
-    separator: str | None = _option(DATA, None, "Between the documents of a plain file.")
-    cache: str | Path | None = _option(DATA, None, "Where encoded data is kept.")
+    field: str = _free(DATA, "text", "Of .jsonl lines, the text.")
+    separator: str | None = _free(DATA, None, "Between the documents of a plain file.")
+    cache: str | Path | None = _free(DATA, None, "Where encoded data is kept.")
     isolate: bool = _option(DATA, False, "Attention stays within each document of a row.")
 
-    vocab_size: int | None = _option(MODEL, None, "Ids of a tokenizer to learn.", least=1)
-    width: int | None = _option(MODEL, None, "Channels.", least=1)
-    depth: int | None = _option(MODEL, None, "Layers.", least=1)
-    heads: int | None = _option(MODEL, None, "Of the queries.", least=1)
-    kv_heads: int | None = _option(MODEL, None, "Of keys and values.", least=1)
-    ffn: int | None = _option(MODEL, None, "Channels within the MLP.", least=1)
-    context: int | None = _option(MODEL, None, "Ids in a row.", least=1)
+    vocab_size: int | None = _free(MODEL, None, "Ids of a tokenizer to learn.", least=1)
+    width: int | None = _free(MODEL, None, "Channels.", least=1)
+    depth: int | None = _free(MODEL, None, "Layers.", least=1)
+    heads: int | None = _free(MODEL, None, "Of the queries.", least=1)
+    kv_heads: int | None = _free(MODEL, None, "Of keys and values.", least=1)
+    ffn: int | None = _free(MODEL, None, "Channels within the MLP.", least=1)
+    context: int | None = _free(MODEL, None, "Ids in a row.", least=1)
     init: None = _option(MODEL, None, "Room for fine-tuning; nothing for now.", among=(None,))
     adapter: None = _option(MODEL, None, "Room for fine-tuning; nothing for now.", among=(None,))
-    store: str = _option(MODEL, "f32", "Type of the weights in the folder.", among=("f32", "bf16"))
+    store: str = _free(MODEL, "f32", "Type of the weights in the folder.", among=("f32", "bf16"))
 
     objective: str = _option(AIM, "next", "A file of seriatim.train.objectives, such as next.")
 
-    batch: int | None = _option(UPDATE, None, "Rows of `context` ids in a step.", least=1)
+    batch: int | None = _free(UPDATE, None, "Rows of `context` ids in a step.", least=1)
     accumulate: int = _option(UPDATE, 1, "Parts of a batch that are computed one by one.", least=1)
-    optimizer: str | None = _option(UPDATE, None, "muon (hidden matrices) or adamw.")
-    learning_rate: float | None = _option(
+    optimizer: str | None = _free(UPDATE, None, "muon (hidden matrices) or adamw.")
+    learning_rate: float | None = _free(
         UPDATE, None, "Of hidden matrices; under adamw of everything."
     )
     embedding_rate: float = _option(
         UPDATE, 0.004, "Of embedding, norms and biases under muon.", least=0
     )
     weight_decay: float = _option(UPDATE, 0.0, "Of hidden matrices, times the rate.", least=0)
-    schedule: str = _option(UPDATE, "wsd", "wsd or cosine.", among=("wsd", "cosine"))
-    warmup: int | None = _option(
+    schedule: str = _free(UPDATE, "wsd", "wsd or cosine.", among=("wsd", "cosine"))
+    warmup: int | None = _free(
         UPDATE, None, "Steps up to the full rate; default: 50, or a tenth.", least=0
     )
-    decay: float = _option(UPDATE, 0.5, "Share of the steps in which wsd falls.", least=0, most=1)
+    decay: float = _free(UPDATE, 0.5, "Share of the steps in which wsd falls.", least=0, most=1)
     clip: float = _option(UPDATE, 1.0, "Largest norm of the whole gradient.", least=0)
     ema: float = _option(
         UPDATE,
@@ -150,7 +147,8 @@ def needed(f: Field[Any]) -> bool:
 
 def fixing(options: Options) -> dict[str, Any]:
     """The options, by name, that a run's numbers follow from, beside those in another form."""
-    return {name: value for name, value in vars(options).items() if name not in FREE}
+    fixed = [f.name for f in fields(options) if not f.metadata.get("free")]
+    return {name: getattr(options, name) for name in fixed}
 
 
 def changed(options: Options) -> dict[str, Any]:

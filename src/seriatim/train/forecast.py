@@ -1,0 +1,174 @@
+"""What a run will take, said before its first step: ids, operations, time and memory.
+
+Operations follow from the model alone; time and memory from a short measurement: a few rows forward
+and backward, one layer's update. Nothing of the run changes by it, and nothing in the run follows
+from it.
+"""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seriatim.models.spec import Spec, weights
+from seriatim.train.batches import Batch
+from seriatim.train.evaluate import TOGETHER
+from seriatim.train.model import Model
+from seriatim.train.objectives import Objective
+from seriatim.train.optim import Optimizer
+from seriatim.train.report import Forecast
+from seriatim.train.summary import peak_bytes
+
+SECONDS = 3.0  # of measuring forward and backward, about
+STATM = Path("/proc/self/statm")  # its second number is the resident pages
+CLEAR = Path("/proc/self/clear_refs")
+
+Make = Callable[[Mapping[str, Tensor]], Optimizer]
+
+
+def flops(spec: Spec, context: int) -> float:
+    """Operations that a row's id takes, forward and backward.
+
+    Two for each weight of a product and thrice that with the backward pass (Kaplan et al. 2020,
+    arXiv:2001.08361, appendix B), and as much for the scores and sums of attention, which sees
+    half of the context on average.
+
+    Example:
+        >>> from seriatim.train.dial import dial
+        >>> round(flops(dial("1M", 1024).spec, 512) / 1e6, 2)
+        7.07
+    """
+    products = sum(
+        shape[0] * shape[1]
+        for name, shape in weights(spec).items()
+        if len(shape) == 2 and not name.startswith(("embed.", "position."))
+    )
+    products += spec.vocab_size * spec.width * spec.tied
+    seen = sum(l.attention.heads * l.attention.channels for l in spec.layers) * (context + 1) / 2
+    return 6 * products + 12 * seen
+
+
+def forecast(
+    model: Model, task: Objective, make: Make, parts: list[Batch], *, steps: int
+) -> Forecast:
+    """What `steps` of these should take.
+
+    Args:
+        make: gives the run's optimizer, for any weights.
+        parts: of one batch of the run, as they are computed one by one.
+    """
+    rows, now = parts[0].inputs.shape, resident(model.device)
+    ids = sum(part.inputs.size for part in parts)
+    saved = _saved(model, task, parts[0].rows(slice(1)))
+    spent = _pass_seconds(model, task, parts) + _update_seconds(model, make)
+    return Forecast(
+        flops=steps * ids * flops(model.spec, rows[1]),
+        seconds=steps * spent,
+        bytes=now + _more_bytes(model, saved, rows),
+        tokens=steps * ids,
+    )
+
+
+def _pass_seconds(model: Model, task: Objective, parts: list[Batch]) -> float:
+    """Forward and backward of a whole batch, from as many rows as `SECONDS` allow."""
+    part = parts[0]
+    first = min(_timed(model, task, part.rows(slice(1))) for _ in range(2))
+    count = min(len(part.inputs), max(1, int(SECONDS / 2 / first)))
+    spent = min(_timed(model, task, part.rows(slice(count))) for _ in range(2))
+    return spent / count * sum(len(part.inputs) for part in parts)
+
+
+def _timed(model: Model, task: Objective, rows: Batch) -> float:
+    begun = time.perf_counter()
+    rows = task.prepare(rows)
+    (task.loss(model, rows) / max(1, rows.learned)).backward()
+    _wait(model)
+    spent = time.perf_counter() - begun
+    model.clear()
+    return spent
+
+
+def _update_seconds(model: Model, make: Make) -> float:
+    """An update, from copies of the first layer's weights and of those in no layer."""
+    depth = len(model.spec.layers)
+    layer, rest = (
+        [name for name in model.weights if name.startswith(begin) == inside]
+        for begin, inside in (("layers.0.", True), ("layers.", False))
+    )
+    return depth * _update_of(model, make, layer) + _update_of(model, make, rest)
+
+
+def _update_of(model: Model, make: Make, names: list[str]) -> float:
+    copies = {name: model.weights[name].detach().clone() for name in names}
+    for copy in copies.values():
+        copy.grad = torch.ones_like(copy)
+    small = make(copies)
+    times = []
+    for step in range(2):
+        begun = time.perf_counter()
+        small.step(step, 1.0)
+        _wait(model)
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def _wait(model: Model) -> None:
+    if torch.device(model.device).type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def _saved(model: Model, task: Objective, row: Batch) -> int:
+    """Bytes that one row keeps for its backward pass."""
+    own = {w.untyped_storage().data_ptr() for w in model.weights.values()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = task.loss(model, task.prepare(row))
+    del loss
+    return sum(kept.values())
+
+
+def _more_bytes(model: Model, saved: int, rows: tuple[int, ...]) -> int:
+    """The largest of what will be in use in turn, beside what is there now."""
+    gradients = sum(w.numel() * w.element_size() for w in model.weights.values())
+    logits = 4 * rows[1] * model.spec.vocab_size  # of a row, f32
+    learning = rows[0] * (saved + logits) + gradients
+    scoring = 3 * min(TOGETHER, rows[0]) * logits
+    return max(learning, gradients + _workspace(model), scoring)
+
+
+def _workspace(model: Model) -> int:
+    """What Muon holds while it turns the matrices of one shape: about five times their bytes."""
+    groups: dict[tuple[int, ...], int] = defaultdict(int)
+    for name, weight in model.weights.items():
+        if name.startswith("layers.") and weight.ndim == 2:
+            groups[tuple(weight.shape)] += 5 * weight.numel() * weight.element_size()
+    return max(groups.values(), default=0)
+
+
+def resident(device: str) -> int:
+    """Bytes of memory in use now; on a system that does not tell, the most so far."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if not STATM.exists():
+        return peak_bytes(device)
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_peak(device: str) -> None:
+    """Count the peak from here on, where the system can."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        CLEAR.write_text("5")  # proc(5): resets VmHWM, what `peak_bytes` reads

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from seriatim import registry
-from seriatim.train import card, dial, run
+from seriatim.train import card, conversations, dial, run
 from seriatim.train import data as sources
 from seriatim.train.averaging import Average
 from seriatim.train.checkpoint import published
@@ -71,6 +71,8 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
     torch.set_num_threads(o.threads or torch.get_num_threads())
 
     # Data, codec, objective, model.
+    aim = registry.get("seriatim.train.objectives", o.objective)
+    reader = aim.reader(o) if hasattr(aim, "reader") else None
     parts = sources.prepare(
         data,
         codec=o.codec,
@@ -81,11 +83,14 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
         separator=o.separator,
         cache=o.cache,
         processes=torch.get_num_threads(),
+        reader=reader,
         say=say,
     )
-    tokens, held = parts.codec, parts.held
+    tokens = parts.codec
     numbers = dial.of(o, tokens.size)
-    task = registry.get("seriatim.train.objectives", o.objective).objective(o, tokens)
+    if reader:
+        parts = conversations.fitting(parts, numbers.context, say)
+    task, held = aim.objective(o, tokens), parts.held
     batches = sources.Batches(
         parts.groups,
         context=numbers.context,

@@ -86,6 +86,8 @@ class Conversations(Wrapped):
                 ends = np.flatnonzero(ids[begin:] == _end(template, turn.tail))
                 if not len(ends):
                     raise _otherwise(place)
+                if not ends[0]:
+                    raise RequestError(f"the chat template writes nothing of messages[{place}]")
                 mark[begin : begin + ends[0] + 1] = True
         return np.where(mark, ids, ~ids)
 

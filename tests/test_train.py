@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import seriatim
 from seriatim import codecs
@@ -22,7 +23,9 @@ from seriatim.models import checkpoint as models
 from seriatim.models.forward import forward
 from seriatim.train import averaging, checkpoint, evaluate, loop, optim
 from seriatim.train.dial import dial, parse, vocabulary
-from seriatim.train.report import Note, Progress, Saved, Score, Started
+from seriatim.train.forecast import flops
+from seriatim.train.model import Model, initial
+from seriatim.train.report import Forecast, Measured, Note, Progress, Saved, Score, Started
 
 TEXT = "The quick brown fox, née Zoë, jumps over the lazy dog.\r\n\r\nAnd then? It rests.\n"
 TINY = {"codec": "byte", "size": "0.02M", "context": 16, "batch": 2, "threads": 1}
@@ -174,6 +177,29 @@ def test_a_run_learns_and_says_how_it_goes(book, tmp_path):
     assert last.unit == "byte"
 
 
+def test_a_forecast_comes_before_the_first_step_and_is_compared_after_the_last(book, tmp_path):
+    records = run(book, tmp_path / "out", steps=6)
+    kinds = [type(record) for record in records]
+    assert kinds.index(Forecast) < kinds.index(Progress)
+    foreseen, took = of(records, Forecast)[0], of(records, Measured)[0]
+    assert foreseen.tokens == took.tokens == 6 * 2 * 16
+    assert took.forecast == foreseen
+    assert foreseen.seconds > 0
+    assert 0.7 < foreseen.bytes / took.bytes < 1.4
+
+
+def test_the_operations_of_an_id_are_those_that_torch_counts():
+    d = dial("0.1M", 257, context=64)
+    model = Model(d.spec, initial(d.spec, seed=0))
+    ids = torch.zeros(2, 64, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model.logits(ids).sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(count for kind, count in counts.items() if "attention" not in str(kind))
+    seen = sum(l.attention.heads * l.attention.channels for l in d.spec.layers) * 65 / 2
+    assert products == 128 * (flops(d.spec, 64) - 12 * seen)
+
+
 def test_transformers_loads_the_folder_and_gives_the_same_logits(book, tmp_path):
     transformers = pytest.importorskip("transformers")
     out = tmp_path / "out"
@@ -196,12 +222,13 @@ def test_the_folder_says_what_it_is_and_holds_no_clock(book, tmp_path):
         run(book, out, codec="text", vocab_size=280, store="bf16")
     names = {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json"}
     names |= {"codec.json", "tokenizer_config.json", "README.md", "checkpoints"}
+    names |= {"log.csv", "samples.jsonl", "report.md", "loss.png"}
     assert {p.name for p in outs[0].iterdir()} == names
     card = (outs[0] / "README.md").read_text()
     assert "seriatim train" in card
     assert "--store bf16" in card
     assert "bits per byte" in card
-    for name in names - {"checkpoints", "README.md"}:
+    for name in names - {"checkpoints", "README.md", "log.csv", "report.md"}:  # which hold times
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes(), name
     assert json.loads((outs[0] / "config.json").read_bytes())["eos_token_id"] == 0
 
@@ -454,7 +481,8 @@ def write(path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("objective", "fim"),
+        ("objective", "guess"),
+        ("fim_rate", 0.25),
         ("adapter", "lora"),
         ("init", "tales"),
         ("schedule", "step"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
-from seriatim import talking, training, verifying, weighing
+from seriatim import evaluating, talking, training, verifying, weighing
 from seriatim.arguments import loads, parse_ids, request_options, requests
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
@@ -200,6 +200,7 @@ app.command()(weighing.quantize)
 app.command()(weighing.compare)
 app.command()(weighing.export)
 app.command()(verifying.verify)
+app.command("eval", cls=evaluating.Several)(evaluating.evaluate)
 
 
 @app.callback(invoke_without_command=True)
@@ -216,7 +217,7 @@ def root(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
-        names = [c.callback.__name__ for c in app.registered_commands if c.callback]
+        names = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
         raise RequestError("no command was given", expected=f"one of {', '.join(names)}")
 
 

@@ -15,8 +15,8 @@ LIMIT = 1 << 28  # bytes; the largest public tokenizer.json is below 40 MB
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Errors raised within name the file they are about."""
+def named(path: Path | str) -> Iterator[None]:
+    """Errors raised within name the file, or the place in it, they are about."""
     try:
         yield
     except SeriatimError as error:

@@ -5,18 +5,24 @@ prefix, middle (Bavarian et al. 2022, arXiv:2207.14255), and the model writes th
 around the parts are the tokenizer's own added ones; the parts are plain text, whatever they say.
 
     code.infill(codec, code.of(codec), "def f(x):\n    return ", "\n")
+    codec = code.train(texts, vocab_size=4096)  # with StarCoder's ids
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seriatim.codecs import Codec, text
-from seriatim.codecs._wrapped import Wrapped
+from seriatim.codecs._cuts import CUTS
 from seriatim.errors import FileError, RequestError, shown
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PREFIX, SUFFIX = "prefix", "suffix"  # the places of the two texts in an order
 ORDERS = ("psm", "spm")
+(SPLIT,) = CUTS["qwen2"].patterns  # how the vocabularies that are trained here cut text
 
 
 @dataclass(frozen=True)
@@ -115,22 +121,33 @@ def infill(codec: Codec, family: Family, prefix: Any, suffix: Any, order: str = 
         RequestError: an order that is none, or that the family does not have; a text that the
             vocabulary cannot express.
     """
+    after = _tight(codec, family, suffix) if family.tight else part(codec, family, suffix)
+    return framed(codec, family, part(codec, family, prefix), after, order)
+
+
+def part(codec: Codec, family: Family, raw: Any) -> list[int]:
+    """The ids of one part, which is plain text whatever it says."""
+    return codec.weave([raw], quoted=_quoted(family))
+
+
+def framed(
+    codec: Codec, family: Family, prefix: Sequence[int], suffix: Sequence[int], order: str
+) -> list[int]:
+    """The ids of two parts in an order, with the ids that mark them: the middle follows.
+
+    Raises:
+        RequestError: an order that is none, or that the family does not have.
+    """
     if order not in ORDERS:
         raise RequestError(f"fim_order is {shown(order)}", expected="'psm' or 'spm'")
     if order == "spm" and not family.spm:
         raise RequestError(
             f"fim_order is 'spm' and {family.name} has no such order", fix="use 'psm'"
         )
-    texts = {PREFIX: prefix, SUFFIX: suffix}
-    ids: list[int] = []
-    for part in family.spm if order == "spm" else family.psm:
-        if part not in texts:
-            ids.append(codec.added[part])
-        elif part == SUFFIX and family.tight:
-            ids += _tight(codec, family, suffix)
-        else:
-            ids += codec.weave([texts[part]], quoted=_quoted(family))
-    return ids
+    parts = {PREFIX: prefix, SUFFIX: suffix}
+    places = family.spm if order == "spm" else family.psm
+    found = (parts[place] if place in parts else [codec.added[place]] for place in places)
+    return [id for ids in found for id in ids]
 
 
 def ends(codec: Codec, family: Family) -> tuple[int, ...]:
@@ -139,8 +156,8 @@ def ends(codec: Codec, family: Family) -> tuple[int, ...]:
     return tuple(codec.added[text] for text in texts if text in codec.added)
 
 
-class CodeCodec(Wrapped):
-    """Code by a tokenizer that can mark gaps, over the codec of the tokenizer.
+class CodeCodec(text.TextCodec):
+    """Code by a tokenizer that can mark gaps.
 
     Raises:
         RequestError: it has no ids that mark a gap.
@@ -148,13 +165,30 @@ class CodeCodec(Wrapped):
 
     name = "code"
 
-    def __init__(self, base: Codec) -> None:
-        super().__init__(base)
-        self.family = of(base)
+    def __init__(self, tokenizer: "Tokenizer", *, ends: Sequence[int] = ()) -> None:
+        super().__init__(tokenizer, ends=ends)
+        self.family = of(self)
+
+    @classmethod
+    def over(cls, base: text.TextCodec) -> "CodeCodec":
+        """The same ids as those of a codec of text."""
+        return cls(base._tokenizer, ends=base.ends)
 
     def infill(self, prefix: Any, suffix: Any, order: str = "psm") -> list[int]:
         """The ids that ask for what lies between two texts."""
-        return infill(self.base, self.family, prefix, suffix, order)
+        return infill(self, self.family, prefix, suffix, order)
+
+
+def train(texts: Iterable[str], vocab_size: int) -> CodeCodec:
+    """A byte-level BPE of at most `vocab_size` ids that can mark gaps, as StarCoder does.
+
+    Digits stand alone; runs of spaces, and signs with the ends of their lines, are tokens: the rule
+    is that of Qwen2.5-Coder (`_cuts`), so that other programs know it.
+
+    Raises:
+        RequestError: `vocab_size` has no room for the bytes and the special ids.
+    """
+    return CodeCodec.over(text.train(texts, vocab_size, marks=_STAR, split=SPLIT))
 
 
 def load(folder: Path, options: dict[str, Any]) -> CodeCodec | None:
@@ -167,14 +201,15 @@ def load(folder: Path, options: dict[str, Any]) -> CodeCodec | None:
     if (base := text.load(folder, options)) is None:
         return None
     try:
-        return CodeCodec(base)
+        return CodeCodec.over(base)
     except RequestError as error:
         raise FileError(f"{folder}: {error.seen}", expected=error.expected) from error
 
 
 def specimens() -> list[CodeCodec]:
     """Codecs for the law tests."""
-    return [CodeCodec(text.train(text.EXAMPLES, 300, marks=[*_STAR, "<file_sep>", "<repo_name>"]))]
+    more = [*_STAR, "<file_sep>", "<repo_name>"]
+    return [CodeCodec.over(text.train(text.EXAMPLES, 305, marks=more)), train(text.EXAMPLES, 300)]
 
 
 def _quoted(family: Family) -> set[str]:

@@ -265,27 +265,35 @@ class TextCodec:
                     )
 
 
-def train(texts: Iterable[str], vocab_size: int, *, marks: Sequence[str] = ()) -> TextCodec:
+def train(
+    texts: Iterable[str], vocab_size: int, *, marks: Sequence[str] = (), split: str = SPLIT
+) -> TextCodec:
     """A byte-level BPE of at most `vocab_size` ids, the same from the same texts every time.
 
-    Every byte is in it, so it can express any text; id 0 starts and ends a text. The texts of
-    further special ids, after the others, are `marks`.
+    Every byte is in it, so it can express any text; id 0 starts and ends a text.
+
+    Args:
+        texts: to learn from.
+        vocab_size: ids in all.
+        marks: texts of further special ids, which come last.
+        split: a regular expression for what no token goes beyond.
 
     Raises:
-        RequestError: `vocab_size` has no room for the bytes and the end id.
+        RequestError: `vocab_size` has no room for the bytes and the special ids.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    if vocab_size < 257:
-        raise RequestError(f"vocab_size is {vocab_size}", expected="at least 257", fix="codec byte")
+    if vocab_size < (least := 257 + len(marks)):
+        expected = f"at least {least}"
+        raise RequestError(f"vocab_size is {vocab_size}", expected=expected, fix="codec byte")
     made = Tokenizer(models.BPE())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), level]
+        [pre_tokenizers.Split(Regex(split), "isolated"), level]
     )
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(marks),
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -1,10 +1,15 @@
-"""Scores put together."""
+"""Scores put together, and of two models beside each other."""
 
 from collections.abc import Sequence
 from math import log, sqrt
 
+import numpy as np
+
+from seriatim.codecs import Codec
 from seriatim.errors import RequestError
+from seriatim.measure.statistics import Difference, chance, ratios_error
 from seriatim.results import Score
+from seriatim.scoring import RUN, standard_error
 
 
 def total(scores: Sequence[Score]) -> Score:
@@ -33,3 +38,47 @@ def total(scores: Sequence[Score]) -> Score:
         unscored=sum(score.unscored for score in scores),
         windows=sum(score.windows for score in scores),
     )
+
+
+def difference(first: Sequence[Score], second: Sequence[Score], codec: Codec) -> Difference:
+    """Bits per unit of one model minus another's, on the same sequences.
+
+    Where both models have the same ids, runs of 128 of them are the pairs; where they have not, or
+    a sequence has fewer than two runs, whole sequences are.
+
+    Args:
+        first: a score of each sequence.
+        second: likewise.
+        codec: of the first model.
+
+    Raises:
+        RequestError: the units differ, or nothing was scored.
+    """
+    one, other = total(first), total(second)
+    if one.unit != other.unit or one.bits_per_unit is None or other.bits_per_unit is None:
+        raise RequestError(
+            f"the models count {one.units} {one.unit}s and {other.units} {other.unit}s",
+            expected="both some, of one unit",
+        )
+    value = one.bits_per_unit - other.bits_per_unit
+    pairs = [_paired_error(a, b, codec) for a, b in zip(first, second, strict=True)]
+    known = [error * (a.units or 0) for error, a in zip(pairs, first, strict=True) if error]
+    if None not in pairs:
+        items = sum(len(score.ids) // RUN for score in first)
+        error = sqrt(sum(part**2 for part in known)) / (one.units or 1)
+        return Difference(value, error, chance(value, error, items - len(first)), items)
+    error = ratios_error(sums(first), sums(second))
+    return Difference(value, error, chance(value, error, len(first) - 1), len(first))
+
+
+def sums(scores: Sequence[Score]) -> tuple[np.ndarray, np.ndarray]:
+    """Bits and units of each sequence."""
+    bits = np.array([score.nats / log(2) for score in scores])
+    return bits, np.array([score.units or 0 for score in scores], np.float64)
+
+
+def _paired_error(a: Score, b: Score, codec: Codec) -> float | None:
+    """Of the difference in bits per unit, over runs of the ids that both have."""
+    if (a.ids, a.units) != (b.ids, b.units):
+        return None
+    return standard_error(a.ids, np.array(a.logprobs) - np.array(b.logprobs), codec)

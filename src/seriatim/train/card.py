@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,19 @@ from ml_dtypes import bfloat16
 from torch import Tensor
 
 from seriatim.codecs import Codec
+from seriatim.files import safetensors
 from seriatim.files.regular import listed
 from seriatim.models import checkpoint
+from seriatim.models.spec import weights as shapes
 from seriatim.train.data import Prepared
 from seriatim.train.dial import THETA, Dial
 from seriatim.train.options import Options, changed
 from seriatim.train.report import Score
 
 NAMED = 100  # files, on the card
-QUIET = (
-    "resume",
-    "threads",
-    "save_every",
-    "keep",
-    "cache",
-    "tensorboard",
-)  # what the card does not ask for
+QUIET = (  # what the card does not ask for
+    "resume", "threads", "parallel", "timeout", "save_every", "keep", "cache", "tensorboard",
+)  # fmt: skip
 
 
 def write_model(
@@ -34,15 +32,21 @@ def write_model(
 ) -> None:
     """Write config.json, model.safetensors, generation_config.json and the codec's files.
 
+    What an objective learned beside the model, named "WHAT.*", becomes WHAT.safetensors.
+
     Args:
         store: "f32", or "bf16" (rounded to nearest even).
     """
     arrays = {name: _array(tensor, store) for name, tensor in weights.items()}
+    own = {name: arrays.pop(name) for name in shapes(dial.spec)}
     ids = {
         "bos_token_id": next(iter(codec.start), None),
         "eos_token_id": _one(codec.ends),
     }
-    checkpoint.write(out, dial.spec, arrays, config=ids | {"rope_theta": THETA})
+    checkpoint.write(out, dial.spec, own, config=ids | {"rope_theta": THETA})
+    for what, names in groupby(sorted(arrays), lambda name: name.split(".")[0]):
+        beside = {name: arrays[name] for name in names}
+        safetensors.write(out / f"{what}.safetensors", beside, {"format": "pt"})
     codec.save(out)
 
 
@@ -57,14 +61,15 @@ def _one(ids: Sequence[int]) -> int | list[int] | None:
     return ids[0] if len(ids) == 1 else list(ids) or None
 
 
-def command(data: Any, options: Options, *, quiet: Collection[str] = QUIET) -> str:
+def command(data: Any, options: Options, *, quiet: Collection[str] = QUIET, ranks: int = 1) -> str:
     """The command line that asks for the same: options that differ from their defaults."""
     words = _many(data)
     for name, value in changed(options).items():
         flag = f"--{name.replace('_', '-')}"
         if name not in quiet:
             words += [flag] if value is True else [w for v in _many(value) for w in (flag, v)]
-    return shlex.join(["seriatim", "train", *words])
+    started = ["torchrun", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    return shlex.join([*(started if ranks > 1 else []), "seriatim", "train", *words])
 
 
 def _many(value: Any) -> list[str]:

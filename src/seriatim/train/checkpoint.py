@@ -2,6 +2,7 @@
 
 `checkpoints/step-N/` holds model.safetensors (the forward pass's own names, f32),
 optimizer.safetensors, state.json and manifest.json (SHA-256 of the others). No pickle, no clock.
+Of ranks that divide the weights each writes its rows: model-R-of-N.safetensors and so on.
 The files of the finished model come into the run folder likewise: `published`.
 """
 
@@ -24,11 +25,12 @@ from torch import Tensor
 from seriatim.errors import FileError, ResourceError
 from seriatim.files import safetensors
 from seriatim.files.jsonfile import read_object
+from seriatim.train.parallel import Alone, World
 
 FORMAT = 1
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
-WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE), "manifest.json"
+ALONE: World = Alone()
+STATE, MANIFEST = "state.json", "manifest.json"
 LIMIT = 1 << 24  # bytes of JSON; a state has some 2,000
 LAST = "config.json"  # of the model's files: where it is, all are
 
@@ -43,25 +45,24 @@ class Checkpoint:
     state: Mapping[str, Any]  # JSON: what the run was asked for
 
 
-def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
+def save_checkpoint(
+    run: Path, checkpoint: Checkpoint, *, keep: int = 2, world: World = ALONE
+) -> Path:
     """Write `checkpoints/step-N` below `run`, whole or not at all, and prune older ones.
+
+    Ranks call it together; the tensors are those that each of them keeps.
 
     Raises:
         ResourceError: the disk refused (full, read-only); earlier checkpoints are untouched.
     """
     folder = run / "checkpoints" / f"step-{checkpoint.step}"
-    if not _whole(folder):  # else it is of the same run and step: the same bits
+    if not world.gather(world.main and _whole(folder))[0]:  # else the same run: the same bits
         partial = folder.with_name(f"{folder.name}.partial")
         with _refusing(f"checkpoint {folder}", partial):
-            for left in (*folder.parent.glob("*.partial"), folder):
-                _remove(left)
-            partial.mkdir(parents=True)
-            _write(partial, checkpoint)
-            partial.rename(folder)
-            _sync(folder.parent)
-    for old in [p for p in _folders(run) if _number(p) <= checkpoint.step][keep:]:
-        with suppress(OSError):  # it takes room, and the next one tries again
-            _remove(old)
+            world.first(lambda: _make_room(partial, folder))
+            parts = world.gather(_write_tensors(partial, checkpoint, world))
+            world.first(lambda: _publish(partial, folder, checkpoint, parts))
+    world.first(lambda: _prune(run, checkpoint.step, keep))
     return folder
 
 
@@ -127,13 +128,47 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    for name, tensors in ((WEIGHTS, checkpoint.weights), (OPTIMIZER, checkpoint.optimizer)):
-        safetensors.write(folder / name, {n: t.numpy() for n, t in tensors.items()}, {})
+def _names(shards: int) -> list[tuple[str, str]]:
+    """For each shard, the files of its weights and of the optimizer's tensors."""
+    of = [f"-{rank:05}-of-{shards:05}" for rank in range(shards)] if shards > 1 else [""]
+    return [(f"model{which}.safetensors", f"optimizer{which}.safetensors") for which in of]
+
+
+def _make_room(partial: Path, folder: Path) -> None:
+    for left in (*folder.parent.glob("*.partial"), folder):
+        _remove(left)
+    partial.mkdir(parents=True)
+
+
+def _write_tensors(partial: Path, checkpoint: Checkpoint, world: World) -> dict[str, str]:
+    """What this rank keeps; digests of its files."""
+    if world.shards == 1 and not world.main:
+        return {}
+    names = _names(world.shards)[world.rank if world.shards > 1 else 0]
+    for name, tensors in zip(names, (checkpoint.weights, checkpoint.optimizer), strict=True):
+        safetensors.write(partial / name, {n: t.numpy() for n, t in tensors.items()}, {})
+    return {name: _digest(partial / name) for name in names}
+
+
+def _publish(
+    partial: Path, folder: Path, checkpoint: Checkpoint, parts: list[dict[str, str]]
+) -> None:
+    """Says what the files of all ranks are, and moves them to their place."""
     state = {"format": FORMAT, "step": checkpoint.step} | dict(checkpoint.state)
-    _write_json(folder / STATE, state)
-    _write_json(folder / MANIFEST, {name: _digest(folder / name) for name in FILES})
-    _sync(folder)
+    _write_json(partial / STATE, state)
+    digests = {STATE: _digest(partial / STATE)}
+    for part in parts:
+        digests |= part
+    _write_json(partial / MANIFEST, digests)
+    _sync(partial)
+    partial.rename(folder)
+    _sync(folder.parent)
+
+
+def _prune(run: Path, step: int, keep: int) -> None:
+    for old in [path for path in _folders(run) if _number(path) <= step][keep:]:
+        with suppress(OSError):  # it takes room, and the next one tries again
+            _remove(old)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -169,7 +204,7 @@ def _number(folder: Path) -> int:
 
 
 def _refuse_links(folder: Path) -> None:
-    for path in (folder, *(folder / name for name in (*FILES, MANIFEST))):
+    for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
         if path.is_symlink():
             raise FileError(f"{path} is a symbolic link", expected="what a run wrote")
 
@@ -177,8 +212,10 @@ def _refuse_links(folder: Path) -> None:
 def _whole(folder: Path) -> bool:
     try:
         manifest = read_object(folder / MANIFEST, limit=LIMIT)
-        return all((folder / name).is_file() for name in FILES) and (  # a pipe would block
-            manifest == {name: _digest(folder / name) for name in FILES}
+        names = {STATE, *(name for names in _names(len(manifest) // 2) for name in names)}
+        return names == manifest.keys() and all(
+            (folder / name).is_file() and _digest(folder / name) == digest  # a pipe would block
+            for name, digest in manifest.items()
         )
     except (OSError, FileError):
         return False
@@ -195,7 +232,20 @@ def _read(folder: Path) -> Checkpoint:
         )
     if type(step := state.pop("step", None)) is not int or step != _number(folder):
         raise FileError(f"{folder} is of step {step!r:.40}", expected=f"{_number(folder)}")
-    return Checkpoint(step, _tensors(folder / WEIGHTS), _tensors(folder / OPTIMIZER), state)
+    names = _names(len(read_object(folder / MANIFEST)) // 2)
+    weights = [_tensors(folder / name) for name, _ in names]
+    optimizer = [_tensors(folder / name) for _, name in names]
+    return Checkpoint(step, _joined(folder, weights), _joined(folder, optimizer), state)
+
+
+def _joined(folder: Path, shards: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Whole tensors from each rank's rows of them."""
+    if len(shards) == 1:
+        return shards[0]
+    kinds = [{name: tensor.shape[1:] for name, tensor in shard.items()} for shard in shards]
+    if any(kind != kinds[0] for kind in kinds) or any(t.ndim < 1 for t in shards[0].values()):
+        raise FileError(f"{folder} holds shards that do not fit together")
+    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

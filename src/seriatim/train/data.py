@@ -101,7 +101,7 @@ def prepare(
     separator: str | None = None,
     cache: str | Path | None = None,
     processes: int = 1,
-    reader: Callable[[Codec], Codec] | None = None,
+    reader: Callable[[Codec, str], Codec] | None = None,
     say: Report = lambda event: None,
 ) -> Prepared:
     """Read, split and encode data; a second time it comes from the cache.
@@ -116,7 +116,7 @@ def prepare(
         separator: between the documents of a plain file.
         cache: folder of the shards.
         processes: how many encode at a time.
-        reader: makes of the codec one that reads conversations, instead of text.
+        reader: makes of the codec and its name one that reads conversations, instead of text.
         say: told what was found.
 
     Raises:
@@ -130,7 +130,7 @@ def prepare(
     maker = run.maker(codec)
     if reader:
         _check_conversations(field, separator)
-        maker = run.Maker(reader(maker.make((), vocab_size)))
+        maker = run.Maker(reader(maker.make((), vocab_size), codec))
     text, objects = maker.text, maker.objects
     how = Reading(field, separator, text=text, objects=objects, messages=reader is not None)
     found = splitting.sources(data, validation, how)

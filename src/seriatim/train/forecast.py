@@ -10,14 +10,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from seriatim.models.spec import Spec, weights
 from seriatim.train.batches import Batch
-from seriatim.train.evaluate import TOGETHER
+from seriatim.train.memory import give_back
 from seriatim.train.model import Model
 from seriatim.train.objectives import Objective
 from seriatim.train.optim import Optimizer
@@ -62,35 +64,44 @@ def forecast(
         make: gives the run's optimizer, for any weights.
         parts: of one batch of the run, as they are computed one by one.
     """
-    rows, now = parts[0].inputs.shape, resident(model.device)
+    rows, context = parts[0].inputs.shape
     ids = sum(part.inputs.size for part in parts)
-    saved = _saved(model, task, parts[0].rows(slice(1)))
-    spent = _pass_seconds(model, task, parts) + _update_seconds(model, make)
+    give_back()
+    one = _pass(model, task, parts[0].rows(slice(1)))
+    count = min(rows, max(2, int(SECONDS / one.seconds)))
+    some = _pass(model, task, parts[0].rows(slice(count))) if count > 1 else one
+    row = max(0, some.bytes - one.bytes) / max(1, count - 1)  # bytes that one more takes
+    seconds = some.seconds * ids / (count * context) + _update_seconds(model, make)
+    learning = some.bytes + row * (rows - count)
+    updating = one.before + sum(w.nbytes for w in model.weights.values()) + _workspace(model)
     return Forecast(
-        flops=steps * ids * flops(model.spec, rows[1]),
-        seconds=steps * spent,
-        bytes=now + _more_bytes(model, saved, rows),
+        flops=steps * ids * flops(model.spec, context),
+        seconds=steps * seconds,
+        bytes=round(max(learning, updating)),
         tokens=steps * ids,
     )
 
 
-def _pass_seconds(model: Model, task: Objective, parts: list[Batch]) -> float:
-    """Forward and backward of a whole batch, from as many rows as `SECONDS` allow."""
-    part = parts[0]
-    first = min(_timed(model, task, part.rows(slice(1))) for _ in range(2))
-    count = min(len(part.inputs), max(1, int(SECONDS / 2 / first)))
-    spent = min(_timed(model, task, part.rows(slice(count))) for _ in range(2))
-    return spent / count * sum(len(part.inputs) for part in parts)
+class Pass(NamedTuple):
+    """Forward and backward over some rows: how long, memory in use before and at its most."""
+
+    seconds: float
+    before: int
+    bytes: int
 
 
-def _timed(model: Model, task: Objective, rows: Batch) -> float:
-    begun = time.perf_counter()
-    rows = task.prepare(rows)
-    (task.loss(model, rows) / max(1, rows.learned)).backward()
-    _wait(model)
-    spent = time.perf_counter() - begun
+def _pass(model: Model, task: Objective, rows: Batch) -> Pass:
+    """The second of two: the first makes what stays, such as the libraries' own buffers."""
+    forget_peak(model.device)
+    before, seconds = resident(model.device), inf
+    for _ in range(2):
+        begun = time.perf_counter()
+        made = task.prepare(rows)
+        (task.loss(model, made) / max(1, made.learned)).backward()
+        _wait(model)
+        seconds = min(seconds, time.perf_counter() - begun)
     model.clear()
-    return spent
+    return Pass(seconds, before, peak_bytes(model.device))
 
 
 def _update_seconds(model: Model, make: Make) -> float:
@@ -120,32 +131,6 @@ def _update_of(model: Model, make: Make, names: list[str]) -> float:
 def _wait(model: Model) -> None:
     if torch.device(model.device).type == "cuda":
         torch.cuda.synchronize(model.device)
-
-
-def _saved(model: Model, task: Objective, row: Batch) -> int:
-    """Bytes that one row keeps for its backward pass."""
-    own = {w.untyped_storage().data_ptr() for w in model.weights.values()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = task.loss(model, task.prepare(row))
-    del loss
-    return sum(kept.values())
-
-
-def _more_bytes(model: Model, saved: int, rows: tuple[int, ...]) -> int:
-    """The largest of what will be in use in turn, beside what is there now."""
-    gradients = sum(w.numel() * w.element_size() for w in model.weights.values())
-    logits = 4 * rows[1] * model.spec.vocab_size  # of a row, f32
-    learning = rows[0] * (saved + logits) + gradients
-    scoring = 3 * min(TOGETHER, rows[0]) * logits
-    return max(learning, gradients + _workspace(model), scoring)
 
 
 def _workspace(model: Model) -> int:

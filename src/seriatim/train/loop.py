@@ -5,6 +5,7 @@ of `models/` in torch, so what is trained is what is served.
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from seriatim import registry
-from seriatim.train import card, conversations, dial, run
+from seriatim.train import card, conversations, dial, parallel, run
 from seriatim.train import data as sources
 from seriatim.train.averaging import Average
 from seriatim.train.checkpoint import published
@@ -58,24 +59,29 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
         >>> train("book.txt", size="1M", steps=500, out="runs/book")  # doctest: +SKIP
         PosixPath('runs/book')
     """
-    o = asked(options)
-    run.check_device(o.device)
-    again = f"to go on: {card.command(data, replace(o, resume=True), quiet=())}"
-    with claimed(Path(o.out), resume=o.resume, again=again) as folder:
-        return _train(data, o, folder, report or to_stderr)
+    with parallel.world() as world:
+        o = asked(options)
+        again = card.command(data, replace(o, resume=True), quiet=(), ranks=world.size)
+        device, folder = world.join(o), Path(o.out)
+        claim = claimed(folder, resume=o.resume, again=f"to go on: {again}")
+        with claim if world.main else nullcontext():
+            return _train(data, world.say(report or to_stderr), o, world, device, folder)
 
 
-def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
+def _train(
+    data: sources.Data, say: Report, o: Options, world: parallel.World, device: str, folder: Path
+) -> Path:
     """The run, in a folder that is its own."""
     wanted = dial.parse(str(o.size))
+    world.first(lambda: None)  # the main rank has the folder
     torch.set_num_threads(o.threads or torch.get_num_threads())
 
     # Data, codec, objective, model.
     aim = registry.get("seriatim.train.objectives", o.objective)
     reader = aim.reader(o) if hasattr(aim, "reader") else None
-    parts = sources.prepare(
+    prepare = partial(
+        sources.prepare,
         data,
-        codec=o.codec,
         vocab_size=o.vocab_size or dial.vocabulary(wanted),
         validation=o.validation,
         seed=o.seed,
@@ -86,6 +92,7 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
         reader=reader,
         say=say,
     )
+    parts = world.prepared(prepare, codec=o.codec)
     tokens = parts.codec
     numbers = dial.of(o, tokens.size)
     if reader:
@@ -99,13 +106,13 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
         folder=parts.cache,
         room=task.room,
     )
-    sources.write_refused(folder, parts.refused)
+    world.first(lambda: sources.write_refused(folder, parts.refused))
     keep_freed_memory()
     weights = initial(numbers.spec, seed=o.seed, extra=task.extra(numbers.spec))
     model = Model(
         numbers.spec,
         weights,
-        device=o.device,
+        device=device,
         precision=o.precision,
         recompute=o.recompute,
         compile=o.compile,
@@ -117,16 +124,18 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
         rest=o.embedding_rate if numbers.optimizer == "muon" else numbers.learning_rate,
         decay=o.weight_decay,
     )
-    update = make(model.weights)
-    average = Average(model.weights, decay=o.ema)
+    layout = world.hold(model, task, batch=numbers.batch)
+    update = make(layout.own, shapes=layout.shapes, turned=layout.turned)
+    average = Average(layout.own, decay=o.ema)
 
     # Where the run stands.
     plan = run.plan(o)
-    state = run.State(folder, run.fixed(o, numbers), plan, parts.digest, run.digest(tokens))
+    state = run.State(folder, run.fixed(o, numbers), plan, parts.digest, run.digest(tokens), world)
     kept, bad = update.state | average.state, run.BadSteps(o, folder, say)
-    first = state.restore(model.weights, kept, batches, bad, say) if o.resume else 0
+    first = state.restore(layout.own, kept, batches, bad, say) if o.resume else 0
     every = o.save_every or max(1, o.steps // 20)
-    say = Logs(folder, first=first, tensorboard=o.tensorboard, say=say)
+    logs = partial(Logs, folder, first=first, tensorboard=o.tensorboard, say=say)
+    say = world.first(logs) or say
     started = Started(
         numbers,
         parameters=numbers.parameters,
@@ -140,7 +149,7 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
     )
     say(started)
     command, foreseen = card.command(data, o), None
-    if left := o.steps - first:
+    if (left := o.steps - first) and world.size == 1:  # between ranks nothing is measured
         foreseen = forecast(model, task, make, batches.peek().parts(o.accumulate), steps=left)
         say(foreseen)
     tell = partial(
@@ -149,54 +158,52 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
         command=command,
         started=started,
         refused=len(parts.refused),
-        device=o.device,
+        device=device,
         say=say,
     )
 
     # The loop.
+    pieces = min(o.accumulate, numbers.batch // world.size)  # as many on every rank
     per_step = numbers.batch * numbers.context
-    forget_peak(o.device)
-    begun = time.monotonic()
-
-    def took(steps: int) -> Measured:
-        spent = time.monotonic() - begun
-        return Measured(spent, peak_bytes(o.device), steps * per_step, foreseen)
-
+    forget_peak(device)
+    begun, busy = time.monotonic(), 0.0
+    took = Measured(0.0, peak_bytes(device), 0)
     with Interrupt() as interrupt:
         for step in range(first, o.steps):
-            rows = [task.prepare(part) for part in batches.take().parts(o.accumulate)]
-            learned, nats = max(1, sum(part.learned for part in rows)), 0.0
-            for part in rows:
-                loss = task.loss(model, part) / learned
-                loss.backward()
-                nats += loss.item()
-            norm = torch.nn.utils.clip_grad_norm_(model.weights.values(), o.clip).item()
+            at = time.monotonic()
+            rows = [task.prepare(part) for part in world.rows(batches.take()).parts(pieces)]
+            learned = max(1, round(world.sums(sum(part.learned for part in rows))[0]))
+            losses = [layout.backward(part, learned, last=part is rows[-1]) for part in rows]
+            nats, norm = world.total(losses), layout.clip(o.clip)
             share = rate_share(step, **plan)
             if bad.allow(step, nats, norm):
                 update.step(step, share)
                 average.update(step)
             model.clear()
 
-            done, spent = step + 1, time.monotonic() - begun
-            speed, left = (
-                (done - first) * per_step / spent,
-                spent / (done - first) * (o.steps - done),
-            )
-            say(Progress(done, o.steps, nats, norm, share, speed, left))
-            if done % every == 0 or done == o.steps or interrupt.asked:
-                state.save(done, model.weights, kept, batches, bad, say, keep=o.keep)
-            if interrupt.asked:
-                tell(measured=took(done - first), score=None)
+            done, now = step + 1, time.monotonic()
+            busy += now - at
+            took = Measured(busy, peak_bytes(device), (done - first) * per_step, foreseen)
+            left = (now - begun) / (done - first) * (o.steps - done)
+            say(Progress(done, o.steps, nats, norm, share, took.tokens / busy, left))
+            ended = world.sums(interrupt.asked)[0] > 0  # on any rank
+            if done % every == 0 or done == o.steps or ended:
+                state.save(done, layout.own, kept, batches, bad, say, keep=o.keep)
+            if ended:
+                world.first(partial(tell, measured=took, score=None))
                 say(Note(f"stopped after step {done} of {o.steps}: run again with resume to go on"))
                 interrupt.end()
             if done % every == 0 and done < o.steps:
-                with average.applied():
-                    say(model.score(held, tokens, step=done, most=GLIMPSE))
-                    text = model.continued(o.prompt, tokens, seed=o.seed)
-                say(Sample(done, (o.prompt or "") + text))
+                with average.applied(), world.turn(layout.whole()) as whole:
+                    if whole:
+                        say(whole.score(held, tokens, step=done, most=GLIMPSE))
+                        text = whole.continued(o.prompt, tokens, seed=o.seed)
+                        say(Sample(done, (o.prompt or "") + text))
 
     # The model folder, scored as stored.
     average.exchange()
+    if (model := layout.whole()) is None:
+        return folder
     model.round(o.store)
     score = model.score(held, tokens, step=o.steps)
     say(score)
@@ -212,6 +219,6 @@ def _train(data: sources.Data, o: Options, folder: Path, say: Report) -> Path:
             score=score,
             samples=[(o.prompt or "", text) for text in samples],
         )
-    say(measured := took(o.steps - first))
-    tell(measured=measured, score=score)
+    say(took)
+    tell(measured=took, score=score)
     return folder

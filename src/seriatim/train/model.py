@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seriatim.codecs import Codec
 from seriatim.kernels.torch_fast import TorchOps, cross_entropy
-from seriatim.models.forward import head, trunk
+from seriatim.models.forward import Apply, head, trunk
 from seriatim.models.spec import Spec, weights
 from seriatim.train import evaluate
 from seriatim.train.batches import NOTHING, Batch
@@ -47,7 +47,10 @@ class Model:
         compile: bool = False,
     ) -> None:
         self.spec, self.device, self.precision = spec, device, precision
-        self.weights = {name: w.to(device).requires_grad_() for name, w in weights.items()}
+        self.weights: Mapping[str, Tensor] = {
+            name: w.to(device).requires_grad_() for name, w in weights.items()
+        }
+        self.around: Apply = lambda layer, index, x: layer(x)  # what each layer runs within
         self._recompute = recompute
         self._run = torch.compile(self._trunk, dynamic=False) if compile else self._trunk
 
@@ -58,23 +61,27 @@ class Model:
             ids: int64 [window, position].
             segments: [window, position]: with them each document of a window is alone.
         """
-        with self._autocast():
+        with self.autocast():
             there = None if segments is None else segments.to(self.device)
             return self._run(ids.to(self.device), there)
 
     def predicted(self, hidden: Tensor) -> Tensor:
         """Logits [window * position, vocab] from what `hidden` gave."""
-        with self._autocast():
+        with self.autocast():
             return head(ROWS, self.spec, self.weights, hidden)
 
     def logits(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits [window * position, vocab] of `ids` [window, position]."""
         return self.predicted(self.hidden(ids, segments))
 
-    def logits_of(self, batch: Batch, *, isolate: bool = False) -> Tensor:
-        """Logits [row * position, vocab] of a batch; `isolate` keeps each document alone."""
+    def hidden_of(self, batch: Batch, *, isolate: bool = False) -> Tensor:
+        """`hidden` of a batch [row * position, width]; `isolate` keeps each document alone."""
         segments = torch.from_numpy(batch.segments) if isolate else None
-        return self.logits(torch.from_numpy(batch.inputs), segments)
+        return self.hidden(torch.from_numpy(batch.inputs), segments)
+
+    def logits_of(self, batch: Batch, *, isolate: bool = False) -> Tensor:
+        """Logits [row * position, vocab] of a batch."""
+        return self.predicted(self.hidden_of(batch, isolate=isolate))
 
     def nats(self, logits: Tensor, targets: np.ndarray) -> Tensor:
         """Nats, summed over the targets that there are; it *overwrites* `logits`.
@@ -89,7 +96,8 @@ class Model:
             logits, wanted = logits[there], wanted[there]
         return cross_entropy(logits, wanted) * len(wanted) if len(wanted) else logits.sum()
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Products within are of the model's precision."""
         half = self.precision == "bf16"
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half)
 
@@ -99,8 +107,8 @@ class Model:
 
     def _apply(self, layer: Callable[[Tensor], Tensor], index: int, x: Tensor) -> Tensor:
         if self._recompute and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(layer, x, use_reentrant=False))
-        return layer(x)
+            layer = partial(checkpoint, layer, use_reentrant=False)
+        return self.around(layer, index, x)
 
     def score(
         self, documents: Sequence[np.ndarray], codec: Codec, *, step: int, most: int | None = None

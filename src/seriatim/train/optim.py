@@ -5,7 +5,7 @@ because torch's own works matrix by matrix in bf16, which a CPU without bf16 uni
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 BETAS, EPS = (0.9, 0.95), 1e-8
 MOMENTUM = 0.95
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # Newton-Schulz step, Keller Jordan 2024
+
+
+Turned = Callable[[Sequence[Tensor], torch.Size], Tensor]
 
 
 def rate_share(step: int, *, steps: int, kind: str, warmup: int, decay: float) -> float:
@@ -42,6 +45,8 @@ class Optimizer:
         rate: of the hidden matrices.
         rest: rate of embedding, head, norms and biases.
         decay: weight decay of the matrices, times the rate.
+        shapes: of whole weights, where `weights` are parts of them.
+        turned: `orthogonal` for a list of matrices of one shape, or of their parts.
     """
 
     def __init__(
@@ -52,9 +57,13 @@ class Optimizer:
         rate: float,
         rest: float,
         decay: float,
+        shapes: Mapping[str, torch.Size] | None = None,
+        turned: Turned | None = None,
     ) -> None:
         self.weights, self.rate, self.rest, self.decay = weights, rate, rest, decay
         matrices = [n for n, w in weights.items() if n.startswith("layers.") and w.ndim == 2]
+        self.shapes = shapes or {name: w.shape for name, w in weights.items()}
+        self.orthogonal = turned or (lambda moves, shape: orthogonal(torch.stack([*moves])))
         self.turned = matrices if kind == "muon" else []
         self.hidden, aside = set(matrices), set(self.turned)
         self.plain = [name for name in weights if name not in aside]
@@ -69,7 +78,7 @@ class Optimizer:
             self._adamw(name, step + 1, scale)
         groups = defaultdict(list)  # matrices of one shape go through Newton-Schulz together
         for name in self.turned:
-            groups[self.weights[name].shape].append(name)
+            groups[self.shapes[name]].append(name)
         for names in groups.values():
             self._muon(names, scale)
 
@@ -94,12 +103,13 @@ class Optimizer:
             assert g is not None
             momentum.lerp_(g, 1 - MOMENTUM)
             moves.append(g.lerp(momentum, MOMENTUM))  # Nesterov
-        turned = orthogonal(torch.stack(moves))
+        rows, columns = shape = self.shapes[names[0]]
+        turned = self.orthogonal(moves, shape)
         rate = scale * self.rate
         for name, move in zip(names, turned, strict=True):
             w = self.weights[name]
             w.mul_(1 - rate * self.decay)
-            w.add_(move, alpha=-rate * max(1.0, w.shape[0] / w.shape[1]) ** 0.5)
+            w.add_(move, alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ It needs no torch, so that the command's help does not wait for it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,11 @@ MODEL, AIM, UPDATE = "The model", "What is learned", "How it is learned"
 
 
 def _option(panel: str, default: Any, help: str, **limits: Any) -> Any:
-    """A field with its meaning, and what it may be: `among` some values, `least`, `most`."""
+    """A field with its meaning, and what it may be: `among` some values, `least`, `most`.
+
+    With `of` it is an objective's own: refused beside another, and no part of such a run. With
+    `like` it is, where it is not given, what another option is.
+    """
     return field(default=default, metadata={"panel": panel, "help": help, **limits})
 
 
@@ -56,6 +60,13 @@ class Options:
 
     threads: int | None = _free(MACHINE, None, "Of torch; default: its own.", least=1)
     device: str = _option(MACHINE, "cpu", "Where to compute, as torch names it.")
+    parallel: str | None = _free(
+        MACHINE,
+        None,
+        "Over the ranks of torchrun: ddp, or fsdp, which divides the weights; default: ddp.",
+        among=("ddp", "fsdp"),
+    )
+    timeout: int = _free(MACHINE, 300, "Seconds after which a silent rank ends the run.", least=1)
     precision: str = _option(MACHINE, "f32", "Of the products.", among=("f32", "bf16"))
     recompute: bool = _option(
         MACHINE, False, "Compute layers again instead of keeping what they gave."
@@ -63,7 +74,7 @@ class Options:
     compile: bool = _option(MACHINE, False, "Through torch.compile: faster, with other rounding.")
 
     codec: str = _free(
-        DATA, "text", "text (a tokenizer is learned), byte, or a folder that holds one."
+        DATA, "text", "text or code (a tokenizer is learned), byte, or a folder that holds one."
     )
     validation: str | Path | float | Sequence[str | Path] | None = _free(
         DATA, None, "Held-out files, names among DATA, or a share; default: about a tenth."
@@ -85,6 +96,43 @@ class Options:
     store: str = _free(MODEL, "f32", "Type of the weights in the folder.", among=("f32", "bf16"))
 
     objective: str = _option(AIM, "next", "A file of seriatim.train.objectives, such as next.")
+    fim_rate: float = _option(
+        AIM, 0.5, "fim: share of the pieces that get a gap.", of="fim", least=0, most=1
+    )
+    fim_order: str = _option(
+        AIM,
+        "both",
+        "fim: what comes before and after a gap as prefix, suffix or suffix, prefix.",
+        of="fim",
+        among=("psm", "spm", "both"),
+    )
+    own_share: float = _option(
+        AIM,
+        0.25,
+        "scheduled: share of the inputs that become the model's own.",
+        of="scheduled",
+        least=0,
+        most=1,
+    )
+    own_ramp: int | None = _option(
+        AIM,
+        None,
+        "scheduled: steps in which that share rises from 0; default: all.",
+        of="scheduled",
+        like="steps",
+        least=1,
+    )
+    ahead: int = _option(
+        AIM, 3, "ahead: ids beyond the next that are predicted too.", of="ahead", least=1
+    )
+    ahead_weight: float = _option(
+        AIM,
+        0.5,
+        "ahead: of each further id in the loss, against the id before it.",
+        of="ahead",
+        least=0,
+        most=1,
+    )
 
     batch: int | None = _free(UPDATE, None, "Rows of `context` ids in a step.", least=1)
     accumulate: int = _option(UPDATE, 1, "Parts of a batch that are computed one by one.", least=1)
@@ -137,7 +185,14 @@ def asked(given: Mapping[str, Any]) -> Options:
         _check(name, value, known[name].type, known[name].metadata)
     options = Options(**given)
     registry.get("seriatim.train.objectives", options.objective)
-    return options
+    for name, value in changed(options).items():
+        if not _concerns(options, own := known[name].metadata.get("of")):
+            raise RequestError(
+                f"{name} is {shown(value)} with the objective {options.objective!r}",
+                expected=f"the objective {own!r}",
+                fix=f"objective={own!r}, or no {name}",
+            )
+    return replace(options, **_alike(options))
 
 
 def needed(f: Field[Any]) -> bool:
@@ -147,8 +202,10 @@ def needed(f: Field[Any]) -> bool:
 
 def fixing(options: Options) -> dict[str, Any]:
     """The options, by name, that a run's numbers follow from, beside those in another form."""
-    fixed = [f.name for f in fields(options) if not f.metadata.get("free")]
-    return {name: getattr(options, name) for name in fixed}
+    fixed = [f for f in fields(options) if not f.metadata.get("free")]
+    return {
+        f.name: getattr(options, f.name) for f in fixed if _concerns(options, f.metadata.get("of"))
+    }
 
 
 def changed(options: Options) -> dict[str, Any]:
@@ -167,6 +224,22 @@ def documented(train: Train) -> Train:
     if train.__doc__:  # python -OO has none
         train.__doc__ = train.__doc__.replace("\n        report:", f"{lines}\n        report:")
     return train
+
+
+def _alike(options: Options) -> dict[str, Any]:
+    """Options that were not given and are what another is."""
+    return {
+        f.name: getattr(options, f.metadata["like"])
+        for f in fields(options)
+        if "like" in f.metadata
+        and getattr(options, f.name) is None
+        and _concerns(options, f.metadata.get("of"))
+    }
+
+
+def _concerns(options: Options, own: str | None) -> bool:
+    """Whether an option of the objective `own`, or of every one, has a meaning here."""
+    return own in (None, options.objective)
 
 
 def _parameter(f: Field[Any]) -> Parameter:

@@ -19,22 +19,10 @@ from seriatim.train.batches import Batches
 from seriatim.train.checkpoint import Checkpoint, newest, save_checkpoint
 from seriatim.train.dial import Dial
 from seriatim.train.options import Options, fixing
+from seriatim.train.parallel import World
 from seriatim.train.report import Note, Report, Saved
 
 MOST_BAD = 10  # bad steps in a row end even a run that skips them
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that torch does not have here.
-
-    Raises:
-        RequestError: it has not.
-    """
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        seen = f"device is {name!r}"
-        raise RequestError(seen, expected="a device that torch has here") from error
 
 
 def plan(options: Options) -> dict[str, Any]:
@@ -135,7 +123,9 @@ def maker(name: str) -> Maker:
     if name == "byte":
         return _given(module.ByteCodec())
     if not hasattr(module, "train"):
-        raise RequestError(f"codec {name} cannot be trained with", expected='"text" or "byte"')
+        raise RequestError(
+            f"codec {name} cannot be trained with", expected='"text", "code" or "byte"'
+        )
     return Maker(learn=module.train)
 
 
@@ -170,6 +160,7 @@ class State:
     schedule: Mapping[str, Any]
     data: str  # digest
     codec: str  # digest
+    world: World
 
     def save(
         self,
@@ -190,7 +181,8 @@ class State:
         held = {name: tensor.detach().cpu() for name, tensor in weights.items()}
         moments = {name: tensor.cpu() for name, tensor in optimizer.items()}
         now = self._json() | {"position": batches.position, "bad": bad.row}
-        folder = save_checkpoint(self.out, Checkpoint(step, held, moments, now), keep=keep)
+        made = Checkpoint(step, held, moments, now)
+        folder = save_checkpoint(self.out, made, keep=keep, world=self.world)
         say(Saved(step, folder))
 
     def restore(
@@ -215,19 +207,21 @@ class State:
             say(Note(f"no checkpoint in {self.out}: starting at step 0"))
             return 0
         self._agree(found)
-        before, now = found.state.get("threads"), torch.get_num_threads()
-        if before != now:
-            seen = f"on {now} threads, {before!r:.20} before"
-            say(Note(f"{seen}: equal to rounding, not to the bit"))
+        for name in ("threads", "ranks"):
+            before, now = found.state.get(name, 1), self._json()[name]
+            if before != now:
+                seen = f"on {now} {name}, {before!r:.20} before"
+                say(Note(f"{seen}: equal to rounding, not to the bit"))
         batches.seek(found.state.get("position", {}))
         bad.seek(found.state.get("bad"))
-        _take("weights", weights, found.weights)
-        _take("optimizer", optimizer, found.optimizer)
+        for what, own in (("weights", weights), ("optimizer", optimizer)):
+            whole = getattr(found, what)
+            _take(what, own, {name: self.world.part(tensor) for name, tensor in whole.items()})
         return found.step
 
     def _json(self) -> dict[str, Any]:
         same: dict[str, Any] = {"data": self.data, "codec": self.codec}
-        same["threads"] = torch.get_num_threads()
+        same |= {"threads": torch.get_num_threads(), "ranks": self.world.size}
         return same | {"options": dict(self.options), "schedule": dict(self.schedule)}
 
     def _agree(self, found: Checkpoint) -> None:

@@ -36,7 +36,7 @@ class Interrupt:
             KeyboardInterrupt: Ctrl-C.
             SystemExit: SIGTERM, with code 143.
         """
-        end(self.asked, None)
+        end(self.asked or signal.SIGINT, None)  # which may have come to another rank
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
@@ -53,9 +53,14 @@ def end(number: int, frame: FrameType | None) -> NoReturn:
 def handled(
     numbers: tuple[signal.Signals, ...], act: Callable[[int, FrameType | None], object]
 ) -> Iterator[None]:
-    """Meanwhile these signals do `act`, also where a shell had them ignored."""
+    """Meanwhile these signals do `act`, also where a shell had them ignored.
+
+    Whoever listens to SIGTERM already, as ranks do to torchrun's, goes on doing so.
+    """
     here = numbers if current_thread() is main_thread() else ()
     before = {n: b for n in here if (b := signal.getsignal(n)) is not None}  # None: not Python's
+    if before.get(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN, end):
+        before.pop(signal.SIGTERM, None)
     for number in before:
         signal.signal(number, act)
     try:

@@ -14,19 +14,18 @@ from seriatim.train.objectives.next import Next
 from seriatim.train.options import Options
 
 
-def reader(options: Options) -> Callable[[Codec], Codec]:
-    """What makes of a model's codec one that reads conversations.
+def reader(options: Options) -> Callable[[Codec, str], Codec]:
+    """What makes of a codec, and the folder that it came from, one that reads conversations.
 
     Raises:
         RequestError: no folder is named that could hold a chat template.
     """
-    folder = Path(options.codec)
-    if not folder.is_dir():
+    if not Path(options.codec).is_dir():
         raise RequestError(
             f"codec is {options.codec!r}, which has no chat template",
             expected="for objective chat, the folder of a model with tokenizer and chat template",
         )
-    return lambda codec: conversations.of(codec, folder)
+    return lambda codec, name: conversations.of(codec, Path(name))
 
 
 def objective(options: Options, codec: Codec) -> Next:

@@ -1,5 +1,6 @@
 """Fill in the middle: what is learned is what a request shows, and nothing is lost."""
 
+import json
 import math
 from collections import Counter
 from functools import cache
@@ -342,3 +343,20 @@ def test_a_trained_folder_fills_gaps_within_constraints(files, tmp_path):
         shown = code.infill(model.codec, code.of(model.codec), "def f", "\n", order)
         assert made.prompt_ids == [0, *shown]
     assert model.generate(prefix="a", suffix="b", regex="[0-9]{3}", seed=1).output.isdigit()
+
+
+def test_a_middle_that_follows_from_what_comes_after_is_learned(tmp_path):
+    letters, chosen = "abcdefghijklmnop", Random(0)
+    path = tmp_path / "same.jsonl"
+    lines = (json.dumps({"text": f"{c}={c}"}) for c in chosen.choices(letters, k=2000))
+    path.write_text("\n".join(lines))
+    chosen = {"vocab_size": 260, "batch": 8, "fim_rate": 0.9, "validation": 0.01}
+    run(path, tmp_path / "out", 260, **chosen)
+    model = seriatim.load(tmp_path / "out", threads=1)
+    greedy = {"temperature": 0, "max_tokens": 4}
+    forward = model.generate(**greedy).output
+    assert sum(forward.startswith(c) for c in letters) <= 1
+    for order in code.ORDERS:
+        shown = [{"prefix": "", "suffix": f"={c}", "fim_order": order} for c in letters]
+        right = [model.generate(**s, **greedy).output == s["suffix"][1] for s in shown]
+        assert sum(right) >= 8

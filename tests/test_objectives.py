@@ -1,6 +1,7 @@
 """What a model learns from a batch: scheduled sampling, several ids ahead; exposure bias."""
 
 import math
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 import seriatim
+import seriatim.measure.exposure as measured
 from seriatim.errors import FileError, RequestError
 from seriatim.files import safetensors
 from seriatim.kernels.mathematics import philox
@@ -21,10 +23,12 @@ from seriatim.models.ahead import load_heads
 from seriatim.train import loop
 from seriatim.train.batches import Batch
 from seriatim.train.dial import dial
+from seriatim.train.forecast import forecast
 from seriatim.train.model import Model, initial
 from seriatim.train.objectives.ahead import Ahead, targets
 from seriatim.train.objectives.next import Next
 from seriatim.train.objectives.scheduled import Scheduled
+from seriatim.train.optim import Optimizer
 from seriatim.train.report import Progress, Started
 
 TEXT = "The quick brown fox, née Zoë, jumps over the lazy dog.\r\n\r\nAnd then? It rests.\n"
@@ -181,6 +185,20 @@ def test_gradients_reach_only_the_second_pass():
     for name, weight in net.weights.items():
         assert weight.grad is not None
         assert torch.equal(weight.grad, again.weights[name].grad), name
+
+
+def test_a_forecast_measures_rows_that_are_mixed():
+    seen: list[int] = []
+
+    class Watched(Next):
+        def loss(self, model: Model, batch: Batch) -> Tensor:
+            seen.extend(batch.numbers.tolist())
+            return super().loss(model, batch)
+
+    make = partial(Optimizer, kind="adamw", rate=0.1, rest=0.1, decay=0.0)
+    forecast(model(), Watched(), make, batch([3, 4, 5]).parts(2), steps=8)
+    assert set(seen) <= {3 + 21, 4 + 21, 5 + 21}  # of the last of eight steps
+    assert seen
 
 
 def test_the_ramp_is_all_steps_unless_it_is_given(book, tmp_path):
@@ -455,11 +473,9 @@ def test_the_error_of_the_law_itself_is_nothing():
                 found[end - 1, source.symbols] = np.log(source.following(ids[:end]))
             return found
 
-    from seriatim.measure import exposure as module
-
     ids = source.draw(40, seed=0)
     truth: Any = Truth()
-    loss, error = module._errors(truth, source, ids, [2, 10, 40])
+    loss, error = measured._errors(truth, source, ids, [2, 10, 40])
     laws = [source.following(ids[:end]) for end in (2, 10, 40)]
     assert loss == pytest.approx([-(p * np.log(p)).sum() for p in laws], abs=1e-5)
     assert error == pytest.approx(np.zeros(3), abs=1e-5)

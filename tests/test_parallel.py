@@ -23,10 +23,10 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 TEXT = "The quick brown fox, née Zoë, jumps over the lazy dog.\r\n\r\nAnd then? It rests.\n"
 TINY = {"codec": "byte", "size": "0.02M", "context": 16, "batch": 5, "depth": 2, "threads": 1}
-TINY |= {"steps": 6, "save_every": 2, "keep": 9}
+TINY |= {"steps": 4, "save_every": 2, "keep": 9}
 # What else a run may be: an average, parts of a batch, layers computed again.
 OTHER = {"optimizer": "adamw", "ema": 0.9, "accumulate": 2, "recompute": True}
-# Beyond the rounding of sums in another order, after six steps; what was seen is below 1e-6.
+# Beyond the rounding of sums in another order, after four steps; what was seen is below 1e-6.
 CLOSE = 1e-5
 
 
@@ -48,38 +48,62 @@ def alone(book, place):
     return {name: single(book, place / name, **options) for name, options in KINDS.items()}
 
 
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param({"muon": "fsdp", "adamw": "ddp"}, id="some"),
+        pytest.param({"muon": "ddp", "adamw": "fsdp"}, id="others", marks=pytest.mark.slow),
+    ],
+)
+def ways(request) -> dict[str, str]:
+    """How each kind of run is done by two ranks."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def pairs(book, alone, place):
+def pairs(book, alone, place, ways):
     """What two ranks, started once, saw of runs, by the names of their folders."""
     runs = {}
-    for name, options in KINDS.items():
-        for way in ("ddp", "fsdp"):
-            for number in (1, 2):
-                runs[f"{name}-{way}-{number}"] = options | {"parallel": way}
-        for before, after in MOVES:
+    for (name, options), way in zip(KINDS.items(), ways.values(), strict=True):
+        for number in (1, 2):
+            runs[f"{name}-{way}-{number}"] = options | {"parallel": way}
+        for before, after in moves(way):
             source = place / (f"{name}-{before}-1" if before else name) / STEP
             out = f"{name}-{before}-to-{after}"
             copied = {"copied": [source, place / out / STEP], "resume": True}
             runs[out] = options | copied | {"parallel": after}
-    runs["learned"] = {"codec": "text", "vocab_size": 280, "steps": 1}
-    runs |= {name: options for name, (options, _) in REFUSED.items()}
-    runs["again"] = {"out": place / "muon-ddp-1"}
-    here = {"cache": place / "cache"}
-    asked = [TINY | {"out": place / name} | here | options for name, options in runs.items()]
+    asked = [TINY | {"out": place / name} | options for name, options in runs.items()]
     main, other = ranks.together(book, asked)
+    assert [run["error"] for run in main + other] == [""] * 2 * len(runs)
     assert not any(run["losses"] for run in other), "only the main rank says"
-    return dict(zip(runs, zip(main, other, strict=True), strict=True))
+    return dict(zip(runs, main, strict=True))
+
+
+@pytest.fixture(scope="module")
+def refused(book, place):
+    """What both ranks, started once, saw of runs that cannot be, and of one that can."""
+    (place / "filled").mkdir()
+    (place / "filled/mine.txt").write_text("precious")
+    here = {"cache": place / "cache"}
+    runs = {"learned": LEARNED} | {name: options for name, (options, _) in REFUSED.items()}
+    asked = [TINY | {"out": place / name} | here | options for name, options in runs.items()]
+    return dict(zip(runs, zip(*ranks.together(book, asked), strict=True), strict=True))
 
 
 KINDS = {"muon": {}, "adamw": OTHER}
-MOVES = [("ddp", "ddp"), ("fsdp", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp"), ("", "fsdp")]
-STEP = "checkpoints/step-4"
+STEP = "checkpoints/step-2"
+LEARNED = {"codec": "text", "vocab_size": 280, "steps": 1}
 REFUSED = {
-    "again": ({}, "FileError: "),
     "few": ({"batch": 1}, "RequestError: batch is 1 for 2 ranks; expected a row for each"),
+    "filled": ({}, "FileError: "),
     "compiled": ({"parallel": "fsdp", "compile": True}, "RequestError: compile with parallel"),
     "bad": ({"norm_limit": 0.01}, "NumericError: step 0: loss"),
 }
+
+
+def moves(way: str) -> list[tuple[str, str]]:
+    """From which ranks to which a run goes on; "" is a single process."""
+    return [(way, way), (way, "ddp" if way == "fsdp" else "fsdp"), ("", way)]
 
 
 def single(book: Path, out: Path, **options) -> dict:
@@ -99,29 +123,20 @@ def final(out: Path) -> bytes:
     return (out / "model.safetensors").read_bytes()
 
 
-def cut(out: Path, to: Path) -> Path:
-    """A run as it was after step 4."""
-    (to / "checkpoints").mkdir(parents=True)
-    shutil.copytree(out / "checkpoints/step-4", to / "checkpoints/step-4")
-    return to
-
-
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", KINDS)
-def test_two_ranks_learn_as_one_process_and_twice_to_the_same_bits(alone, pairs, place, name, way):
-    one, two = (pairs[f"{name}-{way}-{n}"][0] for n in (1, 2))
-    assert len(one["losses"]) == 6
+def test_two_ranks_learn_as_one_process_and_twice_to_the_same_bits(alone, pairs, place, ways, name):
+    folders = [f"{name}-{ways[name]}-{number}" for number in (1, 2)]
+    one, two = (pairs[folder] for folder in folders)
+    assert len(one["losses"]) == TINY["steps"]
     assert one["losses"] == pytest.approx(alone[name]["losses"], rel=CLOSE)
     assert one["norms"] == pytest.approx(alone[name]["norms"], rel=CLOSE)
     assert one["losses"] == two["losses"]
-    assert final(place / f"{name}-{way}-1") == final(place / f"{name}-{way}-2")
+    assert final(place / folders[0]) == final(place / folders[1])
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", KINDS)
-def test_a_checkpoint_of_ranks_is_that_of_one_process_divided_or_not(
-    alone, pairs, place, name, way
-):
+def test_a_checkpoint_of_ranks_is_that_of_one_process_divided_or_not(pairs, place, ways, name):
+    way = ways[name]
     mine, theirs = (newest(place / run)[0] for run in (name, f"{name}-{way}-1"))
     assert mine is not None
     assert theirs is not None
@@ -130,59 +145,58 @@ def test_a_checkpoint_of_ranks_is_that_of_one_process_divided_or_not(
         assert tensors.keys() == others.keys()
         for key, tensor in tensors.items():
             assert torch.allclose(tensor, others[key], rtol=1e-3, atol=1e-5), key
-    folder = place / f"{name}-{way}-1" / "checkpoints/step-6"
-    kinds = {path.suffix for path in folder.iterdir()}
-    assert kinds == {".safetensors", ".json"}
+    folder = place / f"{name}-{way}-1" / "checkpoints/step-4"
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
     manifest = json.loads((folder / "manifest.json").read_bytes())
     assert set(manifest) | {"manifest.json"} == {path.name for path in folder.iterdir()}
     assert len(manifest) == {"ddp": 3, "fsdp": 5}[way]
 
 
-@pytest.mark.parametrize(("before", "after"), MOVES)
 @pytest.mark.parametrize("name", KINDS)
 def test_runs_go_on_with_equal_ranks_to_the_same_bits_and_with_others_to_rounding(
-    alone, pairs, place, name, before, after
+    alone, pairs, place, ways, name
 ):
-    out = f"{name}-{before}-to-{after}"
-    seen = pairs[out][0]
-    assert seen["losses"] == pytest.approx(alone[name]["losses"][4:], rel=CLOSE)
-    assert ("on 2 ranks, 1 before" in " ".join(seen["notes"])) == (not before)
-    if before == after:
-        assert final(place / out) == final(place / f"{name}-{before}-1")
+    for before, after in moves(ways[name]):
+        out = f"{name}-{before}-to-{after}"
+        seen = pairs[out]
+        assert seen["losses"] == pytest.approx(alone[name]["losses"][2:], rel=CLOSE)
+        assert ("on 2 ranks, 1 before" in " ".join(seen["notes"])) == (not before)
+        if before == after:
+            assert final(place / out) == final(place / f"{name}-{before}-1")
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_a_single_process_goes_on_where_two_ranks_were(book, alone, pairs, place, way):
-    out = cut(place / f"muon-{way}-1", place / f"single-{way}")
-    seen = single(book, out, resume=True)
-    assert seen["first"] == 4
-    assert seen["losses"] == pytest.approx(alone["muon"]["losses"][4:], rel=CLOSE)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_single_process_goes_on_where_two_ranks_were(book, alone, pairs, place, ways, name):
+    out = place / f"{name}-{ways[name]}-to-single"
+    shutil.copytree(place / f"{name}-{ways[name]}-1" / STEP, out / STEP)
+    seen = single(book, out, resume=True, **KINDS[name])
+    assert seen["first"] == 2
+    assert seen["losses"] == pytest.approx(alone[name]["losses"][2:], rel=CLOSE)
     assert any("on 1 ranks, 2 before" in note for note in seen["notes"])
 
 
-def test_a_damaged_shard_makes_a_checkpoint_damaged(book, pairs, place):
-    out = place / "damaged"
-    shutil.copytree(place / "muon-fsdp-1", out)
-    path = out / "checkpoints/step-6/model-00001-of-00002.safetensors"
+def test_a_damaged_shard_makes_a_checkpoint_damaged(pairs, place, ways):
+    name = next(f"{name}-fsdp-1" for name, way in ways.items() if way == "fsdp")
+    out = place / f"{name}-damaged"
+    shutil.copytree(place / name, out)
+    path = out / "checkpoints/step-4/model-00001-of-00002.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     found, damaged = newest(out)
     assert found is not None
-    assert (found.step, damaged) == (4, ["step-6"])
-    (out / "checkpoints/step-4/optimizer-00001-of-00002.safetensors").unlink()
-    found, damaged = newest(out)
-    assert found is not None
-    assert found.step == 2
+    assert (found.step, damaged) == (2, ["step-4"])
+    (out / "checkpoints/step-2/optimizer-00001-of-00002.safetensors").unlink()
+    assert newest(out) == (None, ["step-4", "step-2"])
 
 
-def test_only_the_main_rank_learns_a_vocabulary_and_encodes(pairs):
-    main, other = pairs["learned"]
+def test_only_the_main_rank_learns_a_vocabulary_and_encodes(refused):
+    main, other = refused["learned"]
     assert main["counts"] == {"train": 1, "encode": 2}  # what is trained on, what is held out
     assert other["counts"] == {}
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_is_said_by_one_rank(pairs, name):
-    said, silent = sorted((run["error"] for run in pairs[name]), key=lambda e: "SystemExit" in e)
+def test_what_is_refused_is_said_by_one_rank(refused, name):
+    said, silent = sorted((run["error"] for run in refused[name]), key=lambda e: "SystemExit" in e)
     assert said.startswith(REFUSED[name][1])
     assert silent.startswith("SystemExit")
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import Field, fields
 from importlib.util import find_spec
 from inspect import Parameter, Signature
@@ -27,15 +28,18 @@ def train(
             "training needs torch, which is not installed", fix="pip install 'seriatim[train]'"
         )
     from seriatim.progress import Bar
+    from seriatim.train.parallel import world
 
+    main = world().main  # of several ranks one is seen
     try:
-        with Bar() as bar:
+        with Bar() if main else nullcontext() as bar:
             folder = seriatim.train(data, **options, report=bar)
     except (KeyboardInterrupt, SystemExit) as error:
         for note in getattr(error, "__notes__", ()):
             print(note, file=sys.stderr, flush=True)  # to the letter: it is to be run
         raise
-    print(folder)
+    if main:
+        print(folder)
 
 
 def _parameter(f: Field[Any]) -> Parameter:

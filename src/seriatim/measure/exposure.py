@@ -85,7 +85,7 @@ def markov(symbols: int, order: int, *, seed: int, spread: float = 0.3) -> Marko
         >>> source.law.shape
         (16, 4)
         >>> bytes(source.draw(20, seed=1))
-        b''
+        b'dbcabdaaaccccccabbdc'
     """
     symbols, order = whole("symbols", symbols, 2, LETTERS), whole("order", order, 1, 24)
     if symbols ** (order + 1) > LARGEST or not 0.01 <= spread < np.inf:

@@ -149,7 +149,9 @@ def _train(
     )
     say(started)
     command, foreseen = card.command(data, o), None
-    if (left := o.steps - first) and world.size == 1:  # between ranks nothing is measured
+    if world.size > 1:
+        say(Note("no forecast: it would measure one process, not what ranks wait for each other"))
+    elif left := o.steps - first:
         foreseen = forecast(model, task, make, batches.peek().parts(o.accumulate), steps=left)
         say(foreseen)
     tell = partial(

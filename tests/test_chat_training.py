@@ -341,3 +341,15 @@ def test_other_processes_encode_the_same(talks, tmp_path, monkeypatch):
     assert len(folders[0]) == 3
     first = np.frombuffer(next(iter(folders[0].values())), "<i4")
     assert ~first[0] == reader("chatml").specials["<|endoftext|>"]
+
+
+def test_a_model_that_is_gone_on_from_learns_to_answer(talks, tmp_path):
+    out, model = tmp_path / "out", chats.folder("llama3")
+    words = [{"messages": asked(word)} for word in ("ab", "fox")] * 8
+    data, other = lines(tmp_path / "a.jsonl", words), lines(tmp_path / "b.jsonl", words[:1] * 2)
+    other.write_text(other.read_text().replace("ab", "xy").replace("ba", "yx"))
+    options = {"codec": None, "size": None, "init": str(model), "batch": 2, "context": 64}
+    records = run(data, out, steps=40, learning_rate=0.01, validation=other, **options)
+    assert of(records, Progress)[-1].loss < 0.3
+    answer = seriatim.load(out, threads=1).chat(words[1]["messages"][:1], temperature=0)
+    assert answer.message["content"] == "xof!"

@@ -373,7 +373,7 @@ ERRORS = [
     (["generate", "x", "--out", ""], ["is a folder"]),
     (["score"], ["Missing argument 'files'", "see seriatim score --help"]),
     (["score", "/no/such"], ["/no/such does not exist"]),
-    (["train", "x"], ["Missing option '--size'"]),
+    (["train", "x"], ["Missing option '--steps'"]),
 ]
 
 

@@ -298,7 +298,7 @@ BAD_OPTIONS = [
     (dict(cache_bytes=1.5), ["cache_bytes is 1.5", "1 or more"]),
     (dict(cache_bytes="1G"), ["cache_bytes is '1G'", "1 or more"]),
     (dict(treads=2), ["unknown option 'treads'", "did you mean threads?"]),
-    (dict(adapter="x"), ["unknown option 'adapter'", "known: backend", "threads"]),
+    (dict(lora="x"), ["unknown option 'lora'", "known: adapter, backend", "threads"]),
     (dict(backend="torch", isa="avx2", threads=None), ["isa is 'avx2'", "backend='native'"]),
     (dict(backend="torch"), ["threads is 1", "backend='native'"]),
 ]

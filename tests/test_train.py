@@ -484,7 +484,7 @@ def write(path: Path, text: str) -> Path:
         ("objective", "guess"),
         ("fim_rate", 0.25),
         ("adapter", "lora"),
-        ("init", "tales"),
+        ("init", "tale"),
         ("schedule", "step"),
         ("precision", "int8"),
         ("store", "f16"),

@@ -29,6 +29,9 @@ def _loading(
     cache_bytes: Annotated[
         int | None, typer.Option(help="For keys and values.", show_default="half of what is free")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A folder of a LoRA adapter in PEFT's format.")
+    ] = None,
     isa: Annotated[
         str | None, typer.Option(help="avx512, avx2 or plain.", show_default="the best here")
     ] = None,

@@ -12,10 +12,17 @@ from seriatim.codecs import Codec
 from seriatim.codecs._files import named
 from seriatim.codecs._gguf import from_gguf
 from seriatim.engine.options import whole
-from seriatim.errors import FileError, ModelError, RequestError, ResourceError, did_you_mean
+from seriatim.errors import (
+    FileError,
+    ModelError,
+    RequestError,
+    ResourceError,
+    did_you_mean,
+    shown,
+)
 from seriatim.kernels.formats import FORMATS, MADE
 from seriatim.kernels.ops import BLOCK, Runtime
-from seriatim.models import checkpoint, memory, runtime
+from seriatim.models import checkpoint, memory, peft, runtime
 from seriatim.models.checkpoint import Checkpoint
 from seriatim.models.weights import DTYPES, Weights, convert, counts, dtype_name
 
@@ -34,6 +41,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     cache_bytes: int | None = None,
+    adapter: str | Path | None = None,
     isa: str | None = None,
     **unknown: Any,
 ) -> Model:
@@ -41,7 +49,8 @@ def load(
 
     Args:
         name: a shipped model ("tales") if it has no separator; else a path if it exists; else a
-            hub id ("owner/model"), which is downloaded.
+            hub id ("owner/model"), which is downloaded. A folder that holds only an adapter stands
+            for its base with it, where that is a folder here or a shipped model.
         backend: "native" (the CPU) or "torch" (the reference, on any torch device).
         device: for the torch backend: "cpu" (default), "cuda", ...
         precision: of the weights: "stored" (exactly as they are), "f32", "f16", "bf16", or "int8"
@@ -50,12 +59,14 @@ def load(
         threads: workers; default: one for each processor granted.
         context: the most ids of a sequence; default: the model's own, or what fits `cache_bytes`.
         cache_bytes: the most memory for keys and values; default: half of what is available now.
+        adapter: a folder (or hub id) of a LoRA adapter in PEFT's format, merged into the weights.
         isa: of the native backend: "avx512", "avx2" or "plain"; default: the best here.
 
     Raises:
         RequestError: an option or name that cannot be honoured.
         FileError: a file that is missing, damaged or of an unknown kind.
-        ModelError: a checkpoint that seriatim cannot run exactly.
+        ModelError: a checkpoint that seriatim cannot run exactly, or an adapter of another one.
+        NumericError: an adapter with numbers that are not finite.
         ResourceError: not one block of keys and values fits `cache_bytes`, or the blocks of a GGUF
             file do not fit into memory.
 
@@ -69,12 +80,14 @@ def load(
             f"unknown option {min(unknown)!r}", fix=did_you_mean(min(unknown), known)
         )
     asked = dict(backend=backend, device=device, precision=precision, kv=kv, threads=threads,
-                 context=context, cache_bytes=cache_bytes, isa=isa)  # fmt: skip
+                 context=context, cache_bytes=cache_bytes, adapter=adapter, isa=isa)  # fmt: skip
     _check(backend, device, isa, threads)
     _check_types(precision, kv)
-    path = find(name)
+    path, beside = located(name, adapter)
     source = checkpoint.read(path, context=context)
     codec = codec_of(path, source)
+    if beside is not None:
+        source = peft.merged(source, beside, precision)
     values = _converted(source, precision)
     kv = kv or ("f32" if dtype_name(values["embed.weight"]) == "f32" else "bf16")
     run: Runtime
@@ -85,7 +98,10 @@ def load(
         device = "cpu" if device is None else device
         run = runtime.torch(source.spec, values, device=device, **given)
     blocks = _blocks(source, run, cache_bytes, asked=context)
-    facts = _facts(label_of(name, path), source, values, kv, blocks)
+    label = label_of(path if adapter is None and beside else name, path)
+    facts = _facts(label, source, values, kv, blocks)
+    if beside is not None:
+        facts += f", adapter {label_of(beside, beside)}"
     if precision in MADE and precision not in source.dtypes:
         facts += ", rounded to nearest"
     size = sum(weight.nbytes for weight in values.values())
@@ -105,7 +121,8 @@ def load(
 def _again(
     name: str | Path, asked: dict[str, Any], other: str | Path = "", **changed: Any
 ) -> Model:
-    return load(other or name, **{**asked, **changed})
+    kept = asked | ({"adapter": None} if other else {})  # it is of this model alone
+    return load(other or name, **{**kept, **changed})
 
 
 def find(name: str | Path) -> Path:
@@ -128,6 +145,36 @@ def find(name: str | Path) -> Path:
         expected="a path that exists, a hub id, or the name of a model that ships",
         fix=did_you_mean(str(name), known) if known else "",
     )
+
+
+def located(name: str | Path, adapter: str | Path | None = None) -> tuple[Path, Path | None]:
+    """Where a model lies, and the adapter beside it: asked for, or what the name itself is.
+
+    Raises:
+        RequestError: as `find`, or an adapter without its base.
+    """
+    path = find(name)
+    if adapter is not None:
+        return path, find(adapter)
+    return (base_of(path), path) if peft.is_adapter(path) else (path, None)
+
+
+def base_of(adapter: Path) -> Path:
+    """The base that an adapter names, if it is a folder here or a shipped model.
+
+    Raises:
+        RequestError: it is neither: nothing is downloaded for a name in a file.
+    """
+    named = peft.base_name(adapter)
+    if named in zoo.names():
+        return zoo.folder(named)
+    if named is None or not (Path(named) / checkpoint.CONFIG).is_file():
+        raise RequestError(
+            f"{adapter} holds an adapter of {shown(named)}, which is not here",
+            expected="a folder that is here, or a shipped model",
+            fix="name the base: load(base, adapter=...), or --model BASE --adapter FOLDER",
+        )
+    return Path(named)
 
 
 def _download(name: str) -> Path:

@@ -65,6 +65,20 @@ class Expanded(NamedTuple):
     values: Tensor
 
 
+class LowRank(NamedTuple):
+    """A weight and a product of low rank beside it: weight + scale * up down."""
+
+    weight: Tensor  # [N, D]
+    down: Tensor  # [rank, D]
+    up: Tensor  # [N, rank]
+    scale: float
+
+    def linear(self, ops: "ReferenceOps", x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product with the sum, which is never made."""
+        y = ops.linear(x, self.weight, bias)
+        return y + ops.linear(ops.linear(x, self.down), self.up) * self.scale
+
+
 class ReferenceOps:
     """The op table on torch tensors, for one batch.
 
@@ -87,11 +101,15 @@ class ReferenceOps:
         table = table.values if isinstance(table, Expanded) else table
         return F.embedding(self.ids if source == "ids" else self.position, table).to(_wide(table))
 
-    def linear(self, x: Tensor, weight: Tensor | Expanded, bias: Tensor | None = None) -> Tensor:
+    def linear(
+        self, x: Tensor, weight: Tensor | Expanded | LowRank, bias: Tensor | None = None
+    ) -> Tensor:
         """Inputs are rounded to bf16 for bf16 weights; the sum is wide (contracts.md, 2).
 
         For weights in blocks they are rounded to int8, with one scale for 32 of them.
         """
+        if isinstance(weight, LowRank):
+            return weight.linear(self, x, bias)
         if isinstance(weight, Expanded):
             return self.linear(round_groups(x), weight.values, bias)
         wide = _wide(weight)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seriatim.kernels.reference import Expanded, ReferenceOps
+from seriatim.kernels.reference import Expanded, LowRank, ReferenceOps
 
 ROWS = 512  # of the logits that are worked on at once: 4 MB at 2,048 ids stay in cache
 
@@ -35,9 +35,11 @@ class TorchOps(ReferenceOps):
         self.sequence = torch.arange(self.count, device=device).repeat_interleave(self.length)
         self.cache = None
 
-    def linear(self, x: Tensor, weight: Tensor | Expanded, bias: Tensor | None = None) -> Tensor:
+    def linear(
+        self, x: Tensor, weight: Tensor | Expanded | LowRank, bias: Tensor | None = None
+    ) -> Tensor:
         """One product in the weight's type; under `torch.autocast` in the type it chooses."""
-        if isinstance(weight, Expanded):
+        if isinstance(weight, Expanded | LowRank):
             return super().linear(x, weight, bias)
         return F.linear(x, weight, bias)
 

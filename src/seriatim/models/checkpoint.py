@@ -17,7 +17,7 @@ from seriatim.errors import ModelError
 from seriatim.files import gguf, llama2c, safetensors
 from seriatim.files.jsonfile import read_object
 from seriatim.files.regular import is_file, refuse
-from seriatim.kernels.formats import Array
+from seriatim.kernels.formats import Array, Blocks
 from seriatim.models import families, quantised
 from seriatim.models import gguf as models_gguf
 from seriatim.models import weights as weighing
@@ -28,6 +28,7 @@ from seriatim.models.spec import weights as shapes
 from seriatim.models.weights import Weights
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+ADAPTER = "adapter_config.json"  # of an adapter in PEFT's format (`lora.py`)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +122,8 @@ def write(
         raise ModelError(f"model_type {whole['model_type']!r} can be read, not written")
     ids = {key: whole.get(key) for key in ("bos_token_id", "eos_token_id")}
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / CONFIG, whole)
-    _write_json(folder / GENERATION, ids if generation is None else generation)
+    write_json(folder / CONFIG, whole)
+    write_json(folder / GENERATION, ids if generation is None else generation)
     tensors = {source.name: weights[name] for name, source in sources.items()}
     safetensors.write(folder / safetensors.SINGLE, tensors, {"format": "pt"})
 
@@ -138,28 +139,71 @@ def write_quantised(folder: Path, source: Checkpoint, weights: Mapping[str, Arra
     Raises:
         ModelError: a fused tensor of parts that are not whole panels.
     """
-    if source.path.is_dir():
-        config = read_object(source.path / CONFIG)
-    else:
-        ids = {"bos_token_id": source.start, "eos_token_id": list(source.ends) or None}
-        config = _config(source.spec, source.weights, ids)
-        if families.of(config)[1].spec(config) != source.spec:
-            raise ModelError("the model has parts that its config.json cannot describe")
+    config = described(source)
     sources = families.by_name(source.family)[1].sources(source.spec, source.names.values())
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / CONFIG, {**config, quantised.KEY: quantised.MARK})
+    write_json(folder / CONFIG, {**config, quantised.KEY: quantised.MARK})
     quantised.write(folder / safetensors.SINGLE, weights, sources)
+
+
+def write_again(folder: Path, source: Checkpoint, weights: Mapping[str, np.ndarray]) -> None:
+    """Write config.json and model.safetensors of a model with other weights, in its own layout.
+
+    Args:
+        folder: where; made if it is not there.
+        source: the model, of a layout that has a config.json (`standard.py`).
+        weights: of one type, by the names of `spec.weights(source.spec)`.
+
+    Raises:
+        ModelError: the weights are not of the model's shapes, or no config.json describes it.
+    """
+    if {name: array.shape for name, array in weights.items()} != shapes(source.spec):
+        raise ModelError("the weights to write are not those of the model", expected="its shapes")
+    config = described(source)
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    kept = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
+    sources = families.by_name(source.family)[1].sources(source.spec, source.names.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, {**kept, key: _most(weights)})
+    tensors = quantised.joined(weights, sources)
+    plain = {name: array for name, array in tensors.items() if not isinstance(array, Blocks)}
+    safetensors.write(folder / safetensors.SINGLE, plain, {"format": "pt"})
+
+
+def described(source: Checkpoint) -> dict[str, Any]:
+    """The config.json of a model: its folder's, or one in Llama's schema.
+
+    Raises:
+        ModelError: none can say what the model is.
+    """
+    if source.path.is_dir():
+        return quantised.of(read_object(source.path / CONFIG), source.path / CONFIG)[0]
+    given: dict[str, Any] = {"bos_token_id": source.start, "eos_token_id": [*source.ends] or None}
+    base = source.metadata.get(f"{source.metadata.get('general.architecture')}.rope.freq_base")
+    config = _config(source.spec, source.weights, given | ({"rope_theta": base} if base else {}))
+    if families.of(config)[1].spec(config) != source.spec:
+        raise ModelError("the model has parts that its config.json cannot describe")
+    return config
 
 
 def _read_folder(folder: Path, context: int | None) -> Checkpoint:
     if not folder.is_dir():
         raise refuse(folder, "does not exist", expected="a model folder, a GGUF or a llama2.c file")
+    if os.path.lexists(folder / ADAPTER) and not os.path.lexists(folder / CONFIG):
+        raise refuse(
+            folder,
+            "holds only an adapter",
+            expected="the model that it was made for",
+            fix="load that with adapter=; or train with merge for a whole model",
+        )
     config = read_object(folder / CONFIG)
     extra = folder / GENERATION
     generation = read_object(extra) if os.path.lexists(extra) else {}
     config, in_blocks = quantised.of(config, folder / CONFIG)
     name, family = families.of(config)
     notes: list[str] = []
+    if os.path.lexists(folder / ADAPTER):
+        notes.append(f"{ADAPTER} lies beside the model and is not applied: see adapter=")
     spec = family.spec(config, context, notes.append)
     stored = quantised.read(folder) if in_blocks else safetensors.read_folder(folder).tensors
     ends = ids(config, "eos_token_id", spec.vocab_size, notes.append, CONFIG)
@@ -210,13 +254,18 @@ def _config(spec: Spec, weights: Mapping[str, Array], given: Mapping[str, Any]) 
     base = llama.config(spec)
     if "rope_parameters" in given:
         del base["rope_theta"], base["rope_scaling"]
-    types = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-    most = next(iter(weighing.counts(weights)))
     rest = {key: value for key, value in given.items() if key != "dtype"}
-    return base | rest | {"torch_dtype": types[most]}
+    return base | rest | {"torch_dtype": _most(weights)}
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def _most(weights: Mapping[str, Array]) -> str:
+    """The type that most weights have, as config.json calls it."""
+    types = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+    return types[next(iter(weighing.counts(weights)))]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object, flushed to the disk."""
     with path.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")

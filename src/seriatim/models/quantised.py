@@ -81,20 +81,29 @@ def write(path: Path, weights: Mapping[str, Array], sources: Mapping[str, Source
     Raises:
         ModelError: a fused tensor of parts that are not whole panels.
     """
+    whole = joined(weights, sources)
+    table = {
+        name: {"type": array.kind, "shape": list(array.shape)}
+        for name, array in sorted(whole.items())
+        if isinstance(array, Blocks)
+    }
+    tensors = {n: a.data if isinstance(a, Blocks) else a for n, a in whole.items()}
+    safetensors.write(path, tensors, {"format": "pt", TABLE: json.dumps(table)})
+
+
+def joined(weights: Mapping[str, Array], sources: Mapping[str, Source]) -> dict[str, Array]:
+    """Tensors as they are stored, of their parts: the way back from `weights.load`.
+
+    Raises:
+        ModelError: a fused tensor of parts of several types, or in blocks and not whole panels.
+    """
     parts: dict[str, list[str]] = {}
     for name, source in sources.items():
         parts.setdefault(source.name, []).append(name)
-    joined = {
+    return {
         stored: _joined(stored, [(sources[name], weights[name]) for name in names])
         for stored, names in parts.items()
     }
-    table = {
-        name: {"type": array.kind, "shape": list(array.shape)}
-        for name, array in sorted(joined.items())
-        if isinstance(array, Blocks)
-    }
-    tensors = {n: a.data if isinstance(a, Blocks) else a for n, a in joined.items()}
-    safetensors.write(path, tensors, {"format": "pt", TABLE: json.dumps(table)})
 
 
 def _blocks(path: Path, name: str, entry: Any, array: np.ndarray) -> Blocks:

@@ -15,12 +15,14 @@ from seriatim.codecs import Codec
 from seriatim.files import safetensors
 from seriatim.files.regular import listed
 from seriatim.models import checkpoint
+from seriatim.models.spec import Spec
 from seriatim.models.spec import weights as shapes
 from seriatim.train.data import Prepared
-from seriatim.train.dial import THETA, Dial
+from seriatim.train.dial import THETA, Dial, Tuning
 from seriatim.train.options import Options, changed
 from seriatim.train.report import Score
 
+Arrays = dict[str, np.ndarray]
 NAMED = 100  # files, on the card
 QUIET = (  # what the card does not ask for
     "resume", "threads", "parallel", "timeout", "save_every", "keep", "cache", "tensorboard",
@@ -28,7 +30,7 @@ QUIET = (  # what the card does not ask for
 
 
 def write_model(
-    out: Path, dial: Dial, weights: Mapping[str, Tensor], codec: Codec, *, store: str
+    out: Path, spec: Spec, weights: Mapping[str, Tensor], codec: Codec, *, store: str
 ) -> None:
     """Write config.json, model.safetensors, generation_config.json and the codec's files.
 
@@ -37,17 +39,31 @@ def write_model(
     Args:
         store: "f32", or "bf16" (rounded to nearest even).
     """
-    arrays = {name: _array(tensor, store) for name, tensor in weights.items()}
-    own = {name: arrays.pop(name) for name in shapes(dial.spec)}
+    own, more = stored(weights, spec, store)
     ids = {
         "bos_token_id": next(iter(codec.start), None),
         "eos_token_id": _one(codec.ends),
     }
-    checkpoint.write(out, dial.spec, own, config=ids | {"rope_theta": THETA})
+    checkpoint.write(out, spec, own, config=ids | {"rope_theta": THETA})
+    write_more(out, more)
+    codec.save(out)
+
+
+def stored(weights: Mapping[str, Tensor], spec: Spec, store: str) -> tuple[Arrays, Arrays]:
+    """A model's own weights as they are stored, and those that an objective brought.
+
+    Args:
+        store: "f32", or "bf16" (rounded to nearest even).
+    """
+    more = {name: _array(tensor, store) for name, tensor in weights.items()}
+    return {name: more.pop(name) for name in shapes(spec)}, more
+
+
+def write_more(out: Path, arrays: Arrays) -> None:
+    """Write what an objective brought, in files by the first part of their names."""
     for what, names in groupby(sorted(arrays), lambda name: name.split(".")[0]):
         beside = {name: arrays[name] for name in names}
         safetensors.write(out / f"{what}.safetensors", beside, {"format": "pt"})
-    codec.save(out)
 
 
 def _array(tensor: Tensor, store: str) -> np.ndarray:
@@ -81,21 +97,26 @@ def _many(value: Any) -> list[str]:
 def write_card(
     out: Path,
     *,
+    about: str,
     command: str,
-    dial: Dial,
+    dial: Dial | Tuning,
     steps: int,
     parts: Prepared,
     score: Score,
     samples: Sequence[tuple[str, str]],
 ) -> None:
-    """Write README.md: command, size, data, score with its standard error, samples as they came."""
-    size = (out / "model.safetensors").stat().st_size
+    """Write README.md: command, size, data, score with its standard error, samples as they came.
+
+    Args:
+        about: what the folder holds.
+    """
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     trained, held_out = (listed(names, NAMED) for names in (parts.trained, parts.held_out))
     shape = "\n".join(f"| {name} | {value} |" for name, value in vars(dial).items())
     shown = "\n\n".join(f"> **{prompt}**{_quoted(text)}" for prompt, text in samples)
     card = f"""# {out.name}
 
-A model of the Llama family: {dial.parameters:,} parameters, {size:,} bytes of weights, trained with
+{about}: {dial.parameters:,} parameters, {size:,} bytes of weights, trained with
 seriatim in {steps:,} steps of {dial.batch * dial.context:,} ids.
 
     {command}

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,14 +93,16 @@ class Conversations(Wrapped):
         return np.where(mark, ids, ~ids)
 
 
-def of(codec: Codec, folder: Path) -> Conversations:
-    """The codec of a model folder with its templates.
+def of(
+    codec: Codec, path: Path, metadata: Mapping[str, Any] = MappingProxyType({})
+) -> Conversations:
+    """The codec of a model folder, or of a GGUF file with its metadata, and the templates there.
 
     Raises:
         RequestError: it has none that can be learned by.
     """
     base = codec.base if isinstance(codec, ChatCodec) else codec
-    return Conversations(base, Templates.of(folder, {}, base))
+    return Conversations(base, Templates.of(path, metadata, base))
 
 
 def fitting(parts: "Prepared", context: int, say: Report) -> "Prepared":

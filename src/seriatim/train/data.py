@@ -93,7 +93,7 @@ class Encoded:
 def prepare(
     data: Data,
     *,
-    codec: str,
+    codec: str | Codec,
     vocab_size: int,
     validation: Paths | float | None = None,
     seed: int = 0,
@@ -101,14 +101,14 @@ def prepare(
     separator: str | None = None,
     cache: str | Path | None = None,
     processes: int = 1,
-    reader: Callable[[Codec, str], Codec] | None = None,
+    reader: Callable[[Codec], Codec] | None = None,
     say: Report = lambda event: None,
 ) -> Prepared:
     """Read, split and encode data; a second time it comes from the cache.
 
     Args:
         data: files, folders, patterns, or a mapping of them to weights.
-        codec: a registered name, or a folder that holds a codec.
+        codec: a registered name, a folder that holds a codec, or one.
         vocab_size: for a codec that learns its ids, from the documents that are not held out.
         validation: what is held out: paths, names of files of `data`, or a share of the documents.
         seed: of the split.
@@ -116,7 +116,7 @@ def prepare(
         separator: between the documents of a plain file.
         cache: folder of the shards.
         processes: how many encode at a time.
-        reader: makes of the codec and its name one that reads conversations, instead of text.
+        reader: makes of the codec one that reads conversations, instead of text.
         say: told what was found.
 
     Raises:
@@ -130,7 +130,7 @@ def prepare(
     maker = run.maker(codec)
     if reader:
         _check_conversations(field, separator)
-        maker = run.Maker(reader(maker.make((), vocab_size), codec))
+        maker = run.Maker(reader(maker.make((), vocab_size)))
     text, objects = maker.text, maker.objects
     how = Reading(field, separator, text=text, objects=objects, messages=reader is not None)
     found = splitting.sources(data, validation, how)

@@ -16,6 +16,7 @@ The rules, each overridable by the option of the same name:
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -66,6 +67,18 @@ class Dial:
         return sum(math.prod(shape) for shape in weights(self.spec).values())
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """The numbers of a run whose model was there before (`tuning.py`)."""
+
+    parameters: int  # that are learned
+    frozen: int  # that are not
+    context: int
+    batch: int  # windows of `context` ids in a step
+    learning_rate: float
+    optimizer: str = "adamw"
+
+
 def parse(size: str) -> int:
     """Parameters that a size such as "2.5M" asks for.
 
@@ -104,21 +117,35 @@ def dial(size: str, vocab_size: int, **chosen: Any) -> Dial:
     wanted = parse(size)
     given = {name: value for name, value in chosen.items() if value is not None}
     optimizer = given.get("optimizer", "muon")
-    rate = 0.02 if optimizer == "muon" else min(0.005, 0.003 * math.sqrt(1e6 / wanted))
     widths = [given["width"]] if "width" in given else _widths()
     depths = [given["depth"]] if "depth" in given else range(1, 65)
     shapes = (_shape(vocab_size, width, depth, given) for width in widths for depth in depths)
     best = min(shapes, key=lambda shape: _misfit(shape, wanted, vocab_size))
-    context = 512 if wanted >= 1_000_000 else 256
-    context = given.get("context", 1024 if wanted >= 50_000_000 else context)
-    batch = max(1, round(1024 * math.sqrt(wanted / 1e5) / context))
+    context = given.get("context", context_of(wanted))
+    batch = max(1, round(ids_of(wanted) / context))
     numbers = {
         "context": context,
         "batch": batch,
-        "learning_rate": rate,
+        "learning_rate": rate_of(wanted, optimizer),
         "optimizer": optimizer,
     }
     return _checked(Dial(vocab_size, **best, **(numbers | _only(given, numbers))))
+
+
+def context_of(parameters: int) -> int:
+    """Ids in a row."""
+    short = 512 if parameters >= 1_000_000 else 256
+    return 1024 if parameters >= 50_000_000 else short
+
+
+def ids_of(parameters: int) -> float:
+    """Ids in a step."""
+    return 1024 * math.sqrt(parameters / 1e5)
+
+
+def rate_of(parameters: int, optimizer: str) -> float:
+    """The full learning rate."""
+    return 0.02 if optimizer == "muon" else min(0.005, 0.003 * math.sqrt(1e6 / parameters))
 
 
 def _only(given: dict[str, Any], names: Any) -> dict[str, Any]:
@@ -146,12 +173,21 @@ def _misfit(shape: dict[str, int], wanted: int, vocab_size: int) -> float:
     return abs(math.log(count / wanted)) + abs(math.log(shape["depth"] / rule)) / 2
 
 
-def _checked(d: Dial) -> Dial:
-    for name, value in vars(d).items():
+def check_numbers(numbers: Mapping[str, Any]) -> None:
+    """Refuse a number that is not above 0, or an optimizer that there is not.
+
+    Raises:
+        RequestError: its name and value.
+    """
+    for name, value in numbers.items():
         if name != "optimizer" and not value > 0:
             raise RequestError(f"{name} is {value}", expected="a number above 0")
-    if d.optimizer not in ("muon", "adamw"):
-        raise RequestError(f"optimizer is {d.optimizer!r}", expected='"muon" or "adamw"')
+    if numbers["optimizer"] not in ("muon", "adamw"):
+        raise RequestError(f"optimizer is {numbers['optimizer']!r}", expected='"muon" or "adamw"')
+
+
+def _checked(d: Dial) -> Dial:
+    check_numbers(vars(d))
     if d.width % d.heads or (d.width // d.heads) % 2:
         raise RequestError(
             f"width {d.width} with {d.heads} heads",

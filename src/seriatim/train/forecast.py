@@ -39,7 +39,7 @@ def flops(spec: Spec, context: int) -> float:
 
     Two for each weight of a product and thrice that with the backward pass (Kaplan et al. 2020,
     arXiv:2001.08361, appendix B), and as much for the scores and sums of attention, which sees
-    half of the context on average.
+    half of the context on average. Weights that stay as they are have no gradient: a third less.
 
     Example:
         >>> from seriatim.train.dial import dial
@@ -79,7 +79,7 @@ def forecast(
     learning = some.bytes + row * (rows - count)
     updating = one.before + sum(w.nbytes for w in model.weights.values()) + _workspace(model)
     return Forecast(
-        flops=steps * ids * flops(model.spec, context),
+        flops=steps * ids * flops(model.spec, context) * (2 / 3 if model.beside else 1),
         seconds=steps * seconds,
         bytes=round(max(learning, updating)),
         tokens=steps * ids,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from seriatim import registry
-from seriatim.train import card, conversations, dial, parallel, run
+from seriatim.train import card, conversations, parallel, run, starting
 from seriatim.train import data as sources
 from seriatim.train.averaging import Average
 from seriatim.train.checkpoint import published
@@ -22,7 +22,7 @@ from seriatim.train.claim import claimed
 from seriatim.train.forecast import forecast, forget_peak
 from seriatim.train.logs import Logs
 from seriatim.train.memory import keep_freed_memory
-from seriatim.train.model import Model, initial
+from seriatim.train.model import Model
 from seriatim.train.optim import Optimizer, rate_share
 from seriatim.train.options import Options, asked, documented
 from seriatim.train.report import Measured, Note, Progress, Report, Sample, Started, to_stderr
@@ -72,17 +72,19 @@ def _train(
     data: sources.Data, say: Report, o: Options, world: parallel.World, device: str, folder: Path
 ) -> Path:
     """The run, in a folder that is its own."""
-    wanted = dial.parse(str(o.size))
+    start = starting.of(o)
     world.first(lambda: None)  # the main rank has the folder
+    for note in start.notes:
+        say(Note(note))
     torch.set_num_threads(o.threads or torch.get_num_threads())
 
     # Data, codec, objective, model.
     aim = registry.get("seriatim.train.objectives", o.objective)
-    reader = aim.reader(o) if hasattr(aim, "reader") else None
+    reader = aim.reader(start) if hasattr(aim, "reader") else None
     prepare = partial(
         sources.prepare,
         data,
-        vocab_size=o.vocab_size or dial.vocabulary(wanted),
+        vocab_size=start.vocab_size,
         validation=o.validation,
         seed=o.seed,
         field=o.field,
@@ -92,12 +94,13 @@ def _train(
         reader=reader,
         say=say,
     )
-    parts = world.prepared(prepare, codec=o.codec)
+    parts = world.prepared(prepare, codec=start.codec)
     tokens = parts.codec
-    numbers = dial.of(o, tokens.size)
+    numbers, spec = start.numbers(tokens.size), start.spec(tokens.size)
     if reader:
         parts = conversations.fitting(parts, numbers.context, say)
-    task, held = aim.objective(o, tokens), parts.held
+    task = aim.objective(replace(o, context=numbers.context, batch=numbers.batch), tokens)
+    held = parts.held
     batches = sources.Batches(
         parts.groups,
         context=numbers.context,
@@ -108,10 +111,11 @@ def _train(
     )
     world.first(lambda: sources.write_refused(folder, parts.refused))
     keep_freed_memory()
-    weights = initial(numbers.spec, seed=o.seed, extra=task.extra(numbers.spec))
+    weights, beside = start.weights(spec, task.extra(spec))
     model = Model(
-        numbers.spec,
+        spec,
         weights,
+        beside=beside,
         device=device,
         precision=o.precision,
         recompute=o.recompute,
@@ -130,7 +134,8 @@ def _train(
 
     # Where the run stands.
     plan = run.plan(o)
-    state = run.State(folder, run.fixed(o, numbers), plan, parts.digest, run.digest(tokens), world)
+    fixed = {**run.fixed(o, numbers), **start.agreed}
+    state = run.State(folder, fixed, plan, parts.digest, run.digest(tokens), world)
     kept, bad = update.state | average.state, run.BadSteps(o, folder, say)
     first = state.restore(layout.own, kept, batches, bad, say) if o.resume else 0
     every = o.save_every or max(1, o.steps // 20)
@@ -206,14 +211,17 @@ def _train(
     average.exchange()
     if (model := layout.whole()) is None:
         return folder
+    if o.merge:
+        model.merge()
     model.round(o.store)
     score = model.score(held, tokens, step=o.steps)
     say(score)
     samples = [model.continued(o.prompt, tokens, seed=s, count=150) for s in range(SAMPLES)]
-    with published(folder) as beside:
-        card.write_model(beside, numbers, model.weights, tokens, store=o.store)
+    with published(folder) as place:
+        start.write(place, model, tokens)
         card.write_card(
-            beside,
+            place,
+            about=start.about,
             command=command,
             dial=numbers,
             steps=o.steps,

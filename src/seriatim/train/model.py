@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from seriatim.codecs import Codec
+from seriatim.kernels.reference import LowRank
 from seriatim.kernels.torch_fast import TorchOps, cross_entropy
 from seriatim.models.forward import Apply, head, trunk
 from seriatim.models.spec import Spec, weights
 from seriatim.train import evaluate
+from seriatim.train.adapting import Beside
 from seriatim.train.batches import NOTHING, Batch
 from seriatim.train.isolated import IsolatedOps
 from seriatim.train.report import Score
@@ -29,7 +31,9 @@ class Model:
 
     Args:
         spec: the model.
-        weights: by the names of `spec.weights(spec)`; an objective may have brought more.
+        weights: what is learned, by the names of `spec.weights(spec)`; an objective may have
+            brought more. With `beside`, its factors.
+        beside: weights that stay as they are, and an adapter's place in them.
         device: where to compute.
         precision: of the products: "f32", or "bf16" by autocast.
         recompute: layers are computed again for their gradients: less memory, a third more time.
@@ -41,6 +45,7 @@ class Model:
         spec: Spec,
         weights: Mapping[str, Tensor],
         *,
+        beside: Beside | None = None,
         device: str = "cpu",
         precision: str = "f32",
         recompute: bool = False,
@@ -51,8 +56,15 @@ class Model:
             name: w.to(device).requires_grad_() for name, w in weights.items()
         }
         self.around: Apply = lambda layer, index, x: layer(x)  # what each layer runs within
-        self._recompute = recompute
+        self.beside, self._recompute = beside, recompute
+        if beside is not None:
+            beside.to(device)
         self._run = torch.compile(self._trunk, dynamic=False) if compile else self._trunk
+
+    @property
+    def used(self) -> Mapping[str, Tensor | LowRank]:
+        """What the forward pass reads, by the names of `spec.weights(spec)`."""
+        return self.weights if self.beside is None else self.beside.over(self.weights)
 
     def hidden(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """What the last layer gives [window * position, width].
@@ -68,7 +80,7 @@ class Model:
     def predicted(self, hidden: Tensor) -> Tensor:
         """Logits [window * position, vocab] from what `hidden` gave."""
         with self.autocast():
-            return head(ROWS, self.spec, self.weights, hidden)
+            return head(ROWS, self.spec, self.used, hidden)
 
     def logits(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits [window * position, vocab] of `ids` [window, position]."""
@@ -103,7 +115,7 @@ class Model:
 
     def _trunk(self, ids: Tensor, segments: Tensor | None) -> Tensor:
         ops = TorchOps(ids) if segments is None else IsolatedOps(ids, segments)
-        return trunk(ops, self.spec, self.weights, self._apply)
+        return trunk(ops, self.spec, self.used, self._apply)
 
     def _apply(self, layer: Callable[[Tensor], Tensor], index: int, x: Tensor) -> Tensor:
         if self._recompute and torch.is_grad_enabled():
@@ -125,6 +137,13 @@ class Model:
         ids = evaluate.sample(self.logits, before, seed=seed, count=count, ends=codec.ends)
         return codec.render(codec.decode(ids, after=before))["text/plain"]
 
+    def merge(self) -> None:
+        """Put what was learned beside the weights into them."""
+        assert self.beside is not None
+        whole = self.beside.merged(self.weights)
+        self.weights = {name: weight.to(self.device) for name, weight in whole.items()}
+        self.beside = None
+
     @torch.no_grad()
     def round(self, store: str) -> None:
         """Give the weights the values that `store` can hold: "f32" changes nothing."""
@@ -142,8 +161,12 @@ def initial(
     spec: Spec, *, seed: int, extra: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 ) -> dict[str, Tensor]:
     """Norms 1, biases 0, last products 0 (no layer adds anything yet), the rest drawn."""
+    return drawn({**weights(spec), **extra}, seed=seed)
+
+
+def drawn(shapes: Mapping[str, tuple[int, ...]], *, seed: int) -> dict[str, Tensor]:
+    """Weights of these shapes, by the rule of `initial`."""
     draw = torch.Generator().manual_seed(seed)
-    shapes = {**weights(spec), **extra}
     return {name: _first(name, shape, draw) for name, shape in shapes.items()}
 
 

@@ -19,6 +19,7 @@ Train = TypeVar("Train", bound=Callable[..., Any])
 # What options are about: their order, and the panels of the command's help.
 RUN, MACHINE, DATA = "The run", "The machine", "The data"
 MODEL, AIM, UPDATE = "The model", "What is learned", "How it is learned"
+BASE = "From another model"
 
 
 def _option(panel: str, default: Any, help: str, **limits: Any) -> Any:
@@ -42,7 +43,9 @@ def _free(panel: str, default: Any, help: str, **limits: Any) -> Any:
 class Options:
     """What may be asked of a run beside its data; each field says what it is in its metadata."""
 
-    size: str | None = _free(RUN, None, "0.01M to 1B parameters: the one dial.", needed=True)
+    size: str | None = _free(
+        RUN, None, "0.01M to 1B parameters: the one dial; needed but with init or an adapter."
+    )
     steps: int = _free(RUN, MISSING, "Optimizer steps.", least=1)
     out: str | Path = _free(RUN, MISSING, "The run folder; it becomes the model.")
     seed: int = _option(
@@ -73,8 +76,10 @@ class Options:
     )
     compile: bool = _option(MACHINE, False, "Through torch.compile: faster, with other rounding.")
 
-    codec: str = _free(
-        DATA, "text", "text or code (a tokenizer is learned), byte, or a folder that holds one."
+    codec: str | None = _free(
+        DATA,
+        None,
+        "text (default) or code: a tokenizer is learned; byte, or a folder that holds one.",
     )
     validation: str | Path | float | Sequence[str | Path] | None = _free(
         DATA, None, "Held-out files, names among DATA, or a share; default: about a tenth."
@@ -91,9 +96,22 @@ class Options:
     kv_heads: int | None = _free(MODEL, None, "Of keys and values.", least=1)
     ffn: int | None = _free(MODEL, None, "Channels within the MLP.", least=1)
     context: int | None = _free(MODEL, None, "Ids in a row.", least=1)
-    init: None = _option(MODEL, None, "Room for fine-tuning; nothing for now.", among=(None,))
-    adapter: None = _option(MODEL, None, "Room for fine-tuning; nothing for now.", among=(None,))
     store: str = _free(MODEL, "f32", "Type of the weights in the folder.", among=("f32", "bf16"))
+
+    init: str | None = _free(
+        BASE, None, "Go on from a model: what load takes; its shape and codec stay."
+    )
+    adapter: str | None = _free(
+        BASE, None, "lora, to learn one beside it, or the folder of one to go on with."
+    )
+    lora_rank: int | None = _option(BASE, None, "Of the factors; default: 8.", least=1)
+    lora_alpha: float | None = _option(
+        BASE, None, "Their product is scaled by it over the rank; default: 16.", least=0
+    )
+    lora_targets: str | Sequence[str] | None = _free(
+        BASE, None, "Which matrices, such as q_proj,v_proj; default: of attention and MLP."
+    )
+    merge: bool = _option(BASE, False, "Write the whole model instead of the adapter.")
 
     objective: str = _option(AIM, "next", "A file of seriatim.train.objectives, such as next.")
     fim_rate: float = _option(
@@ -179,7 +197,8 @@ def asked(given: Mapping[str, Any]) -> Options:
         if name not in known:
             raise RequestError(f"unknown option {name!r}", fix=did_you_mean(name, known))
     for name, f in known.items():
-        if needed(f) and given.get(name) is None:
+        started = name == "size" and given.get("init") is None and given.get("adapter") is None
+        if (needed(f) or started) and given.get(name) is None:
             raise RequestError(f"{name} is missing", expected=f.metadata["help"])
     for name, value in given.items():
         _check(name, value, known[name].type, known[name].metadata)
@@ -197,7 +216,7 @@ def asked(given: Mapping[str, Any]) -> Options:
 
 def needed(f: Field[Any]) -> bool:
     """Whether an option has to be given."""
-    return f.default is MISSING or f.metadata.get("needed", False)
+    return f.default is MISSING
 
 
 def fixing(options: Options) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from seriatim.codecs import Codec
 from seriatim.errors import RequestError
 from seriatim.train.batches import Batch
 from seriatim.train.model import Model
@@ -140,7 +141,7 @@ class World(Protocol):
         """The main rank has the model meanwhile; others get None and leave when it has left."""
         ...
 
-    def prepared(self, prepare: Callable[..., "Prepared"], *, codec: str) -> "Prepared":
+    def prepared(self, prepare: Callable[..., "Prepared"], *, codec: str | Codec) -> "Prepared":
         """`prepare(codec=codec)`: the main rank encodes, others then find all in the cache."""
         ...
 
@@ -198,7 +199,7 @@ class Alone:
     def turn(self, model: Model | None) -> Iterator[Model | None]:
         yield model
 
-    def prepared(self, prepare: Callable[..., "Prepared"], *, codec: str) -> "Prepared":
+    def prepared(self, prepare: Callable[..., "Prepared"], *, codec: str | Codec) -> "Prepared":
         return prepare(codec=codec)
 
 

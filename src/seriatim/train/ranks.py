@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.rendezvous import rendezvous
 
+from seriatim.codecs import Codec
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.train import sharded
 from seriatim.train.batches import Batch
@@ -338,7 +339,7 @@ class Ranks:
         yield model
         self.first(lambda: None)
 
-    def prepared(self, prepare: "Callable[..., Prepared]", *, codec: str) -> "Prepared":
+    def prepared(self, prepare: "Callable[..., Prepared]", *, codec: str | Codec) -> "Prepared":
         with TemporaryDirectory() as folder:
             made = self.first(lambda: prepare(codec=codec))
             if made is not None:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seriatim.files.regular import listed
-from seriatim.train.dial import Dial
+from seriatim.train.dial import Dial, Tuning
 
 
 @dataclass(frozen=True)
 class Started:
     """Before the first step."""
 
-    dial: Dial
+    dial: Dial | Tuning
     parameters: int
     steps: int
     first: int  # the step that runs next: above 0 after a resume

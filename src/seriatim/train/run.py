@@ -17,7 +17,7 @@ from seriatim.errors import FileError, NumericError, RequestError, ResourceError
 from seriatim.files.regular import listed
 from seriatim.train.batches import Batches
 from seriatim.train.checkpoint import Checkpoint, newest, save_checkpoint
-from seriatim.train.dial import Dial
+from seriatim.train.dial import Dial, Tuning
 from seriatim.train.options import Options, fixing
 from seriatim.train.parallel import World
 from seriatim.train.report import Note, Report, Saved
@@ -32,7 +32,7 @@ def plan(options: Options) -> dict[str, Any]:
     return {"steps": steps, "kind": options.schedule, "warmup": warmup, "decay": options.decay}
 
 
-def fixed(options: Options, numbers: Dial) -> dict[str, Any]:
+def fixed(options: Options, numbers: Dial | Tuning) -> dict[str, Any]:
     """What cannot change when a run goes on: all that its numbers follow from, as JSON has it."""
     return {name: _plain(value) for name, value in (vars(numbers) | fixing(options)).items()}
 
@@ -108,13 +108,15 @@ class Maker:
         return self.codec or self.learn(texts, vocab_size)  # type: ignore[misc]
 
 
-def maker(name: str) -> Maker:
-    """Where the codec of that name comes from; a folder holds one that was saved.
+def maker(name: str | Codec) -> Maker:
+    """Where the codec of that name comes from; a folder holds one that was saved, or it is there.
 
     Raises:
         RequestError: no such codec.
         FileError: the folder holds none.
     """
+    if not isinstance(name, str):
+        return _given(name)
     if Path(name).is_dir():
         if (codec := codecs.load(Path(name))) is None:
             raise FileError(f"{name} holds no codec", expected="a model's folder")

@@ -7,7 +7,7 @@ computed; what works element by element (AdamW, averages, clipping) sees only a 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -113,7 +113,8 @@ class Sharded:
                     found[name] = full
         if self._rank:
             return None
-        return Model(model.spec, found, device=model.device, precision=model.precision)
+        kept: dict[str, Any] = {"device": model.device, "precision": model.precision}
+        return Model(model.spec, found, beside=model.beside, **kept)
 
 
 def part(whole: Tensor, rank: int, size: int) -> Tensor:

@@ -80,7 +80,7 @@ def objective(options: Options, codec: Codec) -> Ahead:
     Raises:
         RequestError: more ids than fit into a row.
     """
-    most = dial.of(options, codec.size).context - 1
+    most = (options.context or dial.of(options, codec.size).context) - 1
     if options.ahead > most:
         expected = f"at most {most}: a row has {most + 1} ids"
         raise RequestError(f"ahead is {options.ahead}", expected=expected)

@@ -12,20 +12,26 @@ from seriatim.errors import RequestError
 from seriatim.train import conversations
 from seriatim.train.objectives.next import Next
 from seriatim.train.options import Options
+from seriatim.train.starting import New
+from seriatim.train.tuning import Tuned
 
 
-def reader(options: Options) -> Callable[[Codec, str], Codec]:
-    """What makes of a codec, and the folder that it came from, one that reads conversations.
+def reader(start: New | Tuned) -> Callable[[Codec], Codec]:
+    """What makes of a model's codec one that reads conversations.
 
     Raises:
-        RequestError: no folder is named that could hold a chat template.
+        RequestError: no model is named that could have a chat template.
     """
-    if not Path(options.codec).is_dir():
+    if isinstance(start, Tuned):
+        path, metadata = start.source.path, start.source.metadata
+        return lambda codec: conversations.of(codec, path, metadata)
+    folder = Path(start.codec)
+    if not folder.is_dir():
         raise RequestError(
-            f"codec is {options.codec!r}, which has no chat template",
-            expected="for objective chat, the folder of a model with tokenizer and chat template",
+            f"codec is {start.codec!r}, which has no chat template",
+            expected="for objective chat, a model: init, or codec and the folder of one",
         )
-    return lambda codec, name: conversations.of(codec, Path(name))
+    return lambda codec: conversations.of(codec, folder)
 
 
 def objective(options: Options, codec: Codec) -> Next:

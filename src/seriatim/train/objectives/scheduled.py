@@ -94,6 +94,6 @@ def objective(options: Options, codec: Codec) -> Scheduled:
         seed=options.seed,
         share=options.own_share,
         ramp=options.own_ramp or options.steps,
-        rows=dial.of(options, codec.size).batch,
+        rows=options.batch or dial.of(options, codec.size).batch,
         isolate=options.isolate,
     )

@@ -1,5 +1,6 @@
 """The command `train`; its options are those of the function (`train/options.py`)."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import Field, fields
@@ -30,8 +31,13 @@ def train(
     from seriatim.train.parallel import world
 
     main = world().main  # of several ranks one is seen
-    with Bar() if main else nullcontext() as bar:
-        folder = seriatim.train(data, **options, report=bar)
+    try:
+        with Bar() if main else nullcontext() as bar:
+            folder = seriatim.train(data, **options, report=bar)
+    except (KeyboardInterrupt, SystemExit) as error:
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr, flush=True)  # to the letter: it is to be run
+        raise
     if main:
         print(folder)
 

@@ -90,15 +90,15 @@ def write(folder: Path, codec: "Codec", options: dict[str, Any], tokenizer: str)
     marks = {"bos_token": codec.start[:1], "eos_token": codec.ends[:1]}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     config |= {name: texts[id] for name, ids in marks.items() for id in ids if id in texts}
-    _write_json(folder / "codec.json", {"codec": codec.name, "version": 1, "options": options})
-    _write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "codec.json", {"codec": codec.name, "version": 1, "options": options})
+    write_json(folder / "tokenizer_config.json", config)
     (folder / "tokenizer.json").write_bytes(tokenizer.encode())
 
 
 def rename(folder: Path, codec: str) -> None:
     """Lets codec.json name a codec that is made of the one whose files are there."""
-    _write_json(folder / "codec.json", read_json(folder / "codec.json") | {"codec": codec})
+    write_json(folder / "codec.json", read_json(folder / "codec.json") | {"codec": codec})
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_bytes((json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from seriatim.codecs import Codec, _templates, text
-from seriatim.codecs._files import read_json, read_text
+from seriatim.codecs._files import read_json, read_text, write_json
 from seriatim.codecs._messages import (
     checked_messages,
     checked_tools,
@@ -74,10 +74,11 @@ class Template:
 
         if len(source) > LONGEST:
             raise _failed(f"it has {len(source)} characters; at most {LONGEST} are read")
-        self.source, self._marks, self._lock = source, marks, Lock()
+        self.source, self.marks, self._lock = source, marks, Lock()
         self.controls = {
             t: id for t, id in codec.added.items() if t in codec.specials or t in source
         }
+        self.specials = frozenset(codec.specials.values())
         longest = sorted(filter(None, self.controls), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
         self._sandbox = Sandbox(self.controls)
@@ -115,7 +116,7 @@ class Template:
         rendered = self._rendered(
             {
                 **traced(checked_variables(variables)),
-                **{f"{name}_token": text for name, text in self._marks.items()},
+                **{f"{name}_token": text for name, text in self.marks.items()},
                 "messages": given,
                 "tools": None if tools is None else traced(checked_tools(tools)),
                 "documents": None,
@@ -184,6 +185,17 @@ class Templates:
             self._made = {source: Template(source, self._codec, self._marks)}
         return self._made[source]
 
+    def save(self, folder: Path) -> None:
+        """Writes the templates beside a tokenizer's files, and what they call bos_token, ..."""
+        path = folder / "tokenizer_config.json"
+        said: dict[str, Any] = {f"{name}_token": text for name, text in self._marks.items()}
+        if set(self.sources) == {"default"}:
+            (folder / "chat_template.jinja").write_text(self.sources["default"], encoding="utf-8")
+        else:
+            named = [{"name": name, "template": text} for name, text in self.sources.items()]
+            said["chat_template"] = named
+        write_json(path, (read_json(path) if path.exists() else {}) | said)
+
     def _source(self, asked: str | Path | None, tools: bool) -> str:
         if isinstance(asked, Path):
             return read_text(asked)
@@ -240,7 +252,8 @@ class ChatCodec(Wrapped):
     def save(self, folder: Path, /) -> None:
         """Writes the files of the codec below, codec.json and chat_template.jinja."""
         super().save(folder)
-        (folder / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
+        template = self.template
+        Templates({"default": template.source}, self.base, template.marks).save(folder)
 
     def _parts(self, raw: Sequence[Message] | str) -> Parts:
         if isinstance(raw, str):

@@ -14,7 +14,7 @@ import numpy as np
 
 from seriatim.errors import FileError, RequestError
 from seriatim.train.packing import Plan, plan
-from seriatim.train.shards import Corpus
+from seriatim.train.shards import Corpus, learned, read
 
 NOTHING = -1  # a target where there is nothing to learn
 
@@ -25,7 +25,8 @@ class Batch:
 
     Attributes:
         inputs: int64 [row, context]; 0 where nothing fills the row.
-        targets: int64 [row, context]: the id after each input; -1 where nothing fills the row.
+        targets: int64 [row, context]: the id after each input; -1 where nothing fills the row,
+            and where the id is only to be read.
         segments: int64 [row, context]: number of the document in its row, from 0; what nothing
             fills is one more.
         numbers: int64 [row]: which row of the run it is, from 0: what is drawn for a row is drawn
@@ -190,7 +191,8 @@ class Batches:
         at = 0
         for number, (start, length) in enumerate(pieces.tolist()):
             ids, span = corpus.ids(start, length + 1), slice(at, at + length)
-            inputs[span], targets[span] = ids[:-1], ids[1:]
+            inputs[span] = read(ids[:-1])
+            targets[span] = np.where(learned(ids[1:]), ids[1:], NOTHING)
             segments[at : (at := at + length + self.room)] = number
         return inputs, targets, segments
 

@@ -1,7 +1,7 @@
 """What a run leaves behind: the model folder, and its README.md, the card."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from seriatim.train.report import Score
 
 Arrays = dict[str, np.ndarray]
 NAMED = 100  # files, on the card
+QUIET = (  # what the card does not ask for
+    "resume", "threads", "parallel", "timeout", "save_every", "keep", "cache", "tensorboard",
+)  # fmt: skip
 
 
 def write_model(
@@ -74,24 +77,15 @@ def _one(ids: Sequence[int]) -> int | list[int] | None:
     return ids[0] if len(ids) == 1 else list(ids) or None
 
 
-def command(data: Any, options: Options) -> str:
+def command(data: Any, options: Options, *, quiet: Collection[str] = QUIET, ranks: int = 1) -> str:
     """The command line that asks for the same: options that differ from their defaults."""
-    quiet = [
-        "resume",
-        "threads",
-        "parallel",
-        "timeout",
-        "save_every",
-        "keep",
-        "cache",
-        "tensorboard",
-    ]
     words = _many(data)
     for name, value in changed(options).items():
         flag = f"--{name.replace('_', '-')}"
         if name not in quiet:
             words += [flag] if value is True else [w for v in _many(value) for w in (flag, v)]
-    return shlex.join(["seriatim", "train", *words])
+    started = ["torchrun", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    return shlex.join([*(started if ranks > 1 else []), "seriatim", "train", *words])
 
 
 def _many(value: Any) -> list[str]:

@@ -9,7 +9,7 @@ cache, or how many processes encode. What may be larger than memory stays on dis
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ def prepare(
     separator: str | None = None,
     cache: str | Path | None = None,
     processes: int = 1,
+    reader: Callable[[Codec], Codec] | None = None,
     say: Report = lambda event: None,
 ) -> Prepared:
     """Read, split and encode data; a second time it comes from the cache.
@@ -115,6 +116,7 @@ def prepare(
         separator: between the documents of a plain file.
         cache: folder of the shards.
         processes: how many encode at a time.
+        reader: makes of the codec one that reads conversations, instead of text.
         say: told what was found.
 
     Raises:
@@ -126,7 +128,11 @@ def prepare(
         raise RequestError("separator is empty", expected="at least one character")
     place = Path(cache) if cache else shards.default_cache()
     maker = run.maker(codec)
-    how = Reading(field, separator, text=maker.text, objects=maker.objects)
+    if reader:
+        _check_conversations(field, separator)
+        maker = run.Maker(reader(maker.make((), vocab_size)))
+    text, objects = maker.text, maker.objects
+    how = Reading(field, separator, text=text, objects=objects, messages=reader is not None)
     found = splitting.sources(data, validation, how)
     share = splitting.share_of(validation) or splitting.SHARE
     size = sum(span.size for source in found for span in source.spans)
@@ -145,7 +151,7 @@ def prepare(
     return Prepared(
         made,
         learned := tuple(group for group in groups if group.weight),
-        _scored(every, away, len(made.ends[:1])),
+        _scored(every, away, 0 if reader else len(made.ends[:1])),
         _files(every, [~mark for mark in away]),
         _files(every, away),
         sum(len(group.starts) for group in learned),
@@ -154,6 +160,14 @@ def prepare(
         _digest(every, away),
         place,
     )
+
+
+def _check_conversations(field: str, separator: str | None) -> None:
+    """Refuse options that say how text is read."""
+    for name, given, default in (("field", field, "text"), ("separator", separator, None)):
+        if given != default:
+            fix = "leave it out: conversations are the messages of .jsonl lines"
+            raise RequestError(f"{name} is {given!r:.80}", fix=fix)
 
 
 def _held(

@@ -24,7 +24,7 @@ import numpy as np
 from seriatim import codecs, errors
 from seriatim.codecs import Codec, Divisible, Records
 from seriatim.errors import FileError, ResourceError, SeriatimError
-from seriatim.train import shards
+from seriatim.train import conversations, shards
 from seriatim.train.reading import (
     PART,
     Bad,
@@ -82,7 +82,9 @@ class Encoder:
 
     @cached_property
     def _frame(self) -> tuple[np.ndarray, np.ndarray]:
-        """What begins and what ends a document."""
+        """What begins and what ends a document; a chat template has put it there."""
+        if self.reading.messages:
+            return np.empty(0, np.int32), np.empty(0, np.int32)
         return np.array(self.codec.start, np.uint32), np.array(self.codec.ends[:1], np.uint32)
 
     def place(self, part: Part) -> Path:
@@ -97,7 +99,8 @@ class Encoder:
             FileError: a file that cannot be read, or that the codec refuses as a whole.
             ResourceError: the disk refused.
         """
-        with Writer(self.place(part), size=self.codec.size, spans=len(part)) as out:
+        size, signed = self.codec.size, self.reading.messages
+        with Writer(self.place(part), size=size, spans=len(part), signed=signed) as out:
             for index, span in enumerate(part):
                 many = self._objects if span.kind == "objects" else self._texts
                 many(index, span, out)
@@ -295,7 +298,10 @@ def main(setup: str) -> None:
     codec = codecs.load(Path(folder))
     if codec is None:
         raise FileError(f"{folder} holds no codec")
-    encoder = Encoder(codec, digest, Reading(**reading), Path(cache))
+    how = Reading(**reading)
+    if how.messages:
+        codec = conversations.of(codec, Path(folder))
+    encoder = Encoder(codec, digest, how, Path(cache))
     for line in sys.stdin:
         said = None
         try:

@@ -15,16 +15,23 @@ from torch import Tensor
 from seriatim import scoring
 from seriatim.codecs import Codec
 from seriatim.train.report import Score
+from seriatim.train.shards import learned, read
 
 Logits = Callable[[Tensor], Tensor]  # ids [window, position] to [window * position, vocab]
 TOGETHER = 8  # windows in one forward pass
 
 
 class Window(NamedTuple):
-    """Ids to run, and from which index on they are scored."""
+    """Ids to run, and from which index on they are scored, where they are to be learned."""
 
     ids: np.ndarray
     first: int
+
+    @property
+    def scored(self) -> np.ndarray:
+        """The ids that are."""
+        tail = self.ids[self.first :]
+        return tail[learned(tail)]
 
 
 def windows(document: np.ndarray, *, lead: int, context: int) -> Iterator[Window]:
@@ -54,7 +61,7 @@ def score(
         every = [every[i * len(every) // most] for i in range(most)]
     every.sort(key=lambda w: len(w.ids))  # equal lengths run together
     nats = np.concatenate([_nats(logits, group) for group in _groups(every)])
-    units = np.array([codec.units(w.ids[w.first :].tolist()) for w in every], np.float64)
+    units = np.array([codec.units(w.scored.tolist()) for w in every], np.float64)
     ids = _scored(every)
     bits = nats.sum() / units.sum() / math.log(2)
     error = scoring.ratio_error(nats / math.log(2), units) if len(every) > 1 else None
@@ -62,7 +69,7 @@ def score(
 
 
 def _scored(every: Sequence[Window]) -> int:
-    return sum(len(w.ids) - w.first for w in every)
+    return sum(len(w.scored) for w in every)
 
 
 def _groups(every: Sequence[Window]) -> Iterator[list[Window]]:
@@ -78,12 +85,13 @@ def _groups(every: Sequence[Window]) -> Iterator[list[Window]]:
 @torch.no_grad()
 def _nats(logits: Logits, group: Sequence[Window]) -> np.ndarray:
     """Nats of each window's scored ids: float64 [window]."""
-    ids = torch.from_numpy(np.stack([w.ids for w in group]).astype(np.int64))
+    ids = torch.from_numpy(np.stack([read(w.ids) for w in group]).astype(np.int64))
     flat = logits(ids[:, :-1])  # [window * position, vocab]
     targets = ids[:, 1:].to(flat.device)
     loss = torch.nn.functional.cross_entropy(flat.float(), targets.reshape(-1), reduction="none")
     loss = loss.view_as(targets).double().cpu().numpy()
-    return np.array([row[w.first - 1 :].sum() for row, w in zip(loss, group, strict=True)])
+    tails = [(row[w.first - 1 :], w.ids[w.first :]) for row, w in zip(loss, group, strict=True)]
+    return np.array([row[learned(ids)].sum() for row, ids in tails])
 
 
 @torch.no_grad()

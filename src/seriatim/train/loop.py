@@ -5,6 +5,7 @@ of `models/` in torch, so what is trained is what is served.
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 
 from seriatim import registry
-from seriatim.train import card, parallel, run, starting
+from seriatim.train import card, conversations, parallel, run, starting
 from seriatim.train import data as sources
 from seriatim.train.averaging import Average
+from seriatim.train.checkpoint import published
+from seriatim.train.claim import claimed
 from seriatim.train.forecast import forecast, forget_peak
 from seriatim.train.logs import Logs
 from seriatim.train.memory import keep_freed_memory
@@ -23,6 +26,7 @@ from seriatim.train.model import Model
 from seriatim.train.optim import Optimizer, rate_share
 from seriatim.train.options import Options, asked, documented
 from seriatim.train.report import Measured, Note, Progress, Report, Sample, Started, to_stderr
+from seriatim.train.stopping import Interrupt
 from seriatim.train.summary import peak_bytes, write_report
 
 GLIMPSE = 64  # windows of a validation on the way; the last one takes all
@@ -43,28 +47,40 @@ def train(data: sources.Data, *, report: Report | None = None, **options: Any) -
 
     Raises:
         RequestError: an option that cannot be honoured, or data shorter than one batch.
-        FileError: a file that is not text, or a run folder that another run owns.
+        FileError: a file that is not text, a run folder with something in it or of another run
+            that is going on, or a checkpoint that is not this run's.
         NumericError: a loss or gradient that is not finite; the checkpoint before is kept.
-        ResourceError: the disk refused a checkpoint; earlier ones are whole.
-        KeyboardInterrupt: on Ctrl-C, after finishing the step and saving it.
+        ResourceError: the disk refused something; earlier checkpoints are whole.
+        KeyboardInterrupt: on Ctrl-C, after finishing the step and saving it; its note is the
+            command that goes on.
+        SystemExit: on SIGTERM, likewise, with code 143.
 
     Example:
         >>> train("book.txt", size="1M", steps=500, out="runs/book")  # doctest: +SKIP
         PosixPath('runs/book')
     """
     with parallel.world() as world:
-        return _train(data, report or to_stderr, asked(options), world)
+        o = asked(options)
+        again = card.command(data, replace(o, resume=True), quiet=(), ranks=world.size)
+        device, folder = world.join(o), Path(o.out)
+        claim = claimed(folder, resume=o.resume, again=f"to go on: {again}")
+        with claim if world.main else nullcontext():
+            return _train(data, world.say(report or to_stderr), o, world, device, folder)
 
 
-def _train(data: sources.Data, report: Report, o: Options, world: parallel.World) -> Path:
+def _train(
+    data: sources.Data, say: Report, o: Options, world: parallel.World, device: str, folder: Path
+) -> Path:
+    """The run, in a folder that is its own."""
     start = starting.of(o)
-    device, say, folder = world.join(o), world.say(report), Path(o.out)
-    world.first(lambda: run.claim(folder, resume=o.resume))
+    world.first(lambda: None)  # the main rank has the folder
     for note in start.notes:
         say(Note(note))
     torch.set_num_threads(o.threads or torch.get_num_threads())
 
     # Data, codec, objective, model.
+    aim = registry.get("seriatim.train.objectives", o.objective)
+    reader = aim.reader(start) if hasattr(aim, "reader") else None
     prepare = partial(
         sources.prepare,
         data,
@@ -75,13 +91,16 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
         separator=o.separator,
         cache=o.cache,
         processes=torch.get_num_threads(),
+        reader=reader,
         say=say,
     )
     parts = world.prepared(prepare, codec=start.codec)
-    tokens, held = parts.codec, parts.held
+    tokens = parts.codec
     numbers, spec = start.numbers(tokens.size), start.spec(tokens.size)
-    aim = registry.get("seriatim.train.objectives", o.objective)
+    if reader:
+        parts = conversations.fitting(parts, numbers.context, say)
     task = aim.objective(replace(o, context=numbers.context, batch=numbers.batch), tokens)
+    held = parts.held
     batches = sources.Batches(
         parts.groups,
         context=numbers.context,
@@ -117,8 +136,8 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
     plan = run.plan(o)
     fixed = {**run.fixed(o, numbers), **start.agreed}
     state = run.State(folder, fixed, plan, parts.digest, run.digest(tokens), world)
-    kept = update.state | average.state
-    first = state.restore(layout.own, kept, batches, say) if o.resume else 0
+    kept, bad = update.state | average.state, run.BadSteps(o, folder, say)
+    first = state.restore(layout.own, kept, batches, bad, say) if o.resume else 0
     every = o.save_every or max(1, o.steps // 20)
     logs = partial(Logs, folder, first=first, tensorboard=o.tensorboard, say=say)
     say = world.first(logs) or say
@@ -154,9 +173,9 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
     pieces = min(o.accumulate, numbers.batch // world.size)  # as many on every rank
     per_step = numbers.batch * numbers.context
     forget_peak(device)
-    begun, busy, bad = time.monotonic(), 0.0, run.BadSteps(o, folder, say)
+    begun, busy = time.monotonic(), 0.0
     took = Measured(0.0, peak_bytes(device), 0)
-    with run.Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         for step in range(first, o.steps):
             at = time.monotonic()
             rows = [task.prepare(part) for part in world.rows(batches.take()).parts(pieces)]
@@ -176,11 +195,11 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
             say(Progress(done, o.steps, nats, norm, share, took.tokens / busy, left))
             ended = world.sums(interrupt.asked)[0] > 0  # on any rank
             if done % every == 0 or done == o.steps or ended:
-                state.save(done, layout.own, kept, batches.position, say, keep=o.keep)
+                state.save(done, layout.own, kept, batches, bad, say, keep=o.keep)
             if ended:
                 world.first(partial(tell, measured=took, score=None))
                 say(Note(f"stopped after step {done} of {o.steps}: run again with resume to go on"))
-                raise KeyboardInterrupt
+                interrupt.end()
             if done % every == 0 and done < o.steps:
                 with average.applied(), world.turn(layout.whole()) as whole:
                     if whole:
@@ -197,18 +216,19 @@ def _train(data: sources.Data, report: Report, o: Options, world: parallel.World
     model.round(o.store)
     score = model.score(held, tokens, step=o.steps)
     say(score)
-    start.write(folder, model, tokens)
     samples = [model.continued(o.prompt, tokens, seed=s, count=150) for s in range(SAMPLES)]
-    card.write_card(
-        folder,
-        about=start.about,
-        command=command,
-        dial=numbers,
-        steps=o.steps,
-        parts=parts,
-        score=score,
-        samples=[(o.prompt or "", text) for text in samples],
-    )
+    with published(folder) as place:
+        start.write(place, model, tokens)
+        card.write_card(
+            place,
+            about=start.about,
+            command=command,
+            dial=numbers,
+            steps=o.steps,
+            parts=parts,
+            score=score,
+            samples=[(o.prompt or "", text) for text in samples],
+        )
     say(took)
     tell(measured=took, score=score)
     return folder

@@ -26,6 +26,7 @@ BLOCK = 1 << 18  # bytes read at once, and of a piece
 LIMIT = 1 << 26  # most bytes of a record, and of text without a place to cut
 PART = 1 << 23  # bytes of files or of their lines that become one shard
 
+CONVERSATION = ("messages", "tools")  # what is read of one
 LINES = (".jsonl", ".ndjson")
 FOREIGN = (".parquet", ".arrow", ".feather", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 
@@ -39,12 +40,14 @@ class Reading:
         separator: between the documents of a plain file; none: a file is one document.
         text: documents must be UTF-8 text, rather than any bytes.
         objects: files are the codec's own kind, which it reads itself.
+        messages: lines of .jsonl are conversations, for a codec that reads them.
     """
 
     field: str = "text"
     separator: str | None = None
     text: bool = True
     objects: bool = False
+    messages: bool = False
 
 
 class Span(NamedTuple):
@@ -141,6 +144,9 @@ def _kind(path: Path, reading: Reading) -> str:
         if reading.objects:
             raise FileError(f"{path} holds text", expected="files that the codec itself reads")
         return "lines"
+    if reading.messages:
+        fix = 'write {"messages": [{"role": ..., "content": ...}, ...]} on each line'
+        raise FileError(f"{path} holds no conversations", expected=".jsonl files", fix=fix)
     if reading.objects:
         return "objects"
     return "text" if reading.separator is None else "separated"
@@ -291,7 +297,7 @@ def _separated(span: Span, file: IO[bytes], reading: Reading) -> Iterator[tuple[
 
 
 def _field(line: bytes, reading: Reading) -> bytes:
-    """The text of a .jsonl line.
+    """The text of a .jsonl line, or its conversation as JSON.
 
     Raises:
         ValueError: it has none; the message says why.
@@ -304,8 +310,12 @@ def _field(line: bytes, reading: Reading) -> bytes:
         raise ValueError("nested too deep") from None
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__} instead of an object")
-    if reading.field not in value:
-        raise ValueError(f"no field {reading.field!r}; it has {listed(list(value)) or 'none'}")
+    wanted = "messages" if reading.messages else reading.field
+    if wanted not in value:
+        raise ValueError(f"no field {wanted!r}; it has {listed(list(value)) or 'none'}")
+    if reading.messages:
+        kept = {name: value[name] for name in CONVERSATION if name in value}
+        return json.dumps(kept, ensure_ascii=False).encode()
     text = value[reading.field]
     if not isinstance(text, str):
         raise ValueError(f"{reading.field!r} is a JSON {type(text).__name__} instead of text")

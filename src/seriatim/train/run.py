@@ -1,21 +1,20 @@
-"""The run folder: what may begin in it, what a checkpoint must agree with to be continued."""
+"""What a run is, so that only the same one goes on; its codec, and its bad steps."""
 
 import hashlib
 import math
-import signal
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import current_thread, main_thread
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seriatim import codecs, registry
 from seriatim.codecs import Codec, Records
-from seriatim.errors import FileError, NumericError, RequestError
+from seriatim.errors import FileError, NumericError, RequestError, ResourceError
+from seriatim.files.regular import listed
 from seriatim.train.batches import Batches
 from seriatim.train.checkpoint import Checkpoint, newest, save_checkpoint
 from seriatim.train.dial import Dial, Tuning
@@ -26,22 +25,6 @@ from seriatim.train.report import Note, Report, Saved
 MOST_BAD = 10  # bad steps in a row end even a run that skips them
 
 
-def claim(out: Path, *, resume: bool) -> Path:
-    """Check that a run may write to `out`: without `resume` there must be nothing in it.
-
-    Raises:
-        FileError: something is there, or it is no folder.
-    """
-    try:
-        filled = out.exists() and any(out.iterdir())
-    except OSError as error:
-        raise FileError(f"{out} cannot be a run folder: {error.strerror}") from error
-    if filled and not resume:
-        fix = "resume that run, or name another folder"
-        raise FileError(f"{out} is not empty", expected="an empty run folder", fix=fix)
-    return out
-
-
 def plan(options: Options) -> dict[str, Any]:
     """What the rate follows from."""
     steps, warmup = options.steps, options.warmup
@@ -50,16 +33,36 @@ def plan(options: Options) -> dict[str, Any]:
 
 
 def fixed(options: Options, numbers: Dial | Tuning) -> dict[str, Any]:
-    """What cannot change when a run goes on: all that its numbers follow from."""
-    return vars(numbers) | fixing(options)
+    """What cannot change when a run goes on: all that its numbers follow from, as JSON has it."""
+    return {name: _plain(value) for name, value in (vars(numbers) | fixing(options)).items()}
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no infinity, and no paths."""
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if infinite or isinstance(value, Path) else value
 
 
 class BadSteps:
-    """What becomes of a step whose loss or gradient is not finite, or too large."""
+    """What becomes of a step whose loss or gradient is not finite, or too large.
+
+    Attributes:
+        row: how many came one after another until now.
+    """
 
     def __init__(self, options: Options, folder: Path, say: Report) -> None:
         self.options, self.folder, self.say = options, folder, say
         self.row = 0
+
+    def seek(self, row: Any) -> None:
+        """Go on from that `row`.
+
+        Raises:
+            FileError: it is none.
+        """
+        if type(row) is not int or not 0 <= row < MOST_BAD:
+            raise FileError(f"the bad steps are {row!r:.40}", expected=f"0 to {MOST_BAD - 1}")
+        self.row = row
 
     def allow(self, step: int, nats: float, norm: float) -> bool:
         """Whether the weights may move; a bad step is said, and skipped if that is allowed.
@@ -82,32 +85,6 @@ class BadSteps:
             )
         self.say(Note(f"{seen}: skipped"))
         return False
-
-
-class Interrupt:
-    """Turns the first Ctrl-C into `asked`, so that a step is finished before it is saved.
-
-    A second one interrupts at once. Outside the main thread there is no signal to catch.
-    """
-
-    asked = False
-
-    def __enter__(self) -> Self:
-        self._before = None
-        if current_thread() is main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-        if self.asked and kind is None:
-            raise KeyboardInterrupt  # after the last step: nothing was lost
-
-    def _note(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 @dataclass(frozen=True)
@@ -161,11 +138,19 @@ def _given(codec: Codec) -> Maker:
 
 
 def digest(codec: Codec) -> str:
-    """SHA-256 of the files that the codec writes."""
-    with TemporaryDirectory() as folder:
-        codec.save(Path(folder))
-        files = sorted(Path(folder).iterdir())
-        return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+    """SHA-256 of the files that the codec writes.
+
+    Raises:
+        ResourceError: the disk refused.
+    """
+    try:
+        with TemporaryDirectory() as folder:
+            codec.save(Path(folder))
+            files = sorted(Path(folder).iterdir())
+            return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+    except OSError as error:
+        seen = f"the folder for temporary files cannot be written: {error.strerror}"
+        raise ResourceError(seen, fix="make room in it, or name another by TMPDIR") from error
 
 
 @dataclass(frozen=True)
@@ -184,15 +169,20 @@ class State:
         step: int,
         weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Tensor],
-        position: Mapping[str, Any],
+        batches: Batches,
+        bad: BadSteps,
         say: Report,
         *,
         keep: int,
     ) -> None:
-        """Keep the state after `step` steps; `position` is where the next batch begins."""
+        """Keep the state after `step` steps.
+
+        Raises:
+            ResourceError: the disk refused; earlier checkpoints are whole.
+        """
         held = {name: tensor.detach().cpu() for name, tensor in weights.items()}
         moments = {name: tensor.cpu() for name, tensor in optimizer.items()}
-        now = self._json() | {"position": dict(position)}
+        now = self._json() | {"position": batches.position, "bad": bad.row}
         made = Checkpoint(step, held, moments, now)
         folder = save_checkpoint(self.out, made, keep=keep, world=self.world)
         say(Saved(step, folder))
@@ -200,16 +190,17 @@ class State:
     def restore(
         self,
         weights: Mapping[str, Tensor],
-        optimizer: MutableMapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
         batches: Batches,
+        bad: BadSteps,
         say: Report,
     ) -> int:
         """Load the newest whole checkpoint, if any; the number of steps done.
 
-        `batches` goes on where that run was.
+        `batches` and `bad` go on where that run was.
 
         Raises:
-            FileError: it belongs to a run with other data, codec, options or schedule.
+            FileError: it belongs to a run with other data, codec, options or schedule, or to none.
         """
         found, damaged = newest(self.out)
         for name in damaged:
@@ -221,13 +212,13 @@ class State:
         for name in ("threads", "ranks"):
             before, now = found.state.get(name, 1), self._json()[name]
             if before != now:
-                say(Note(f"on {now} {name}, {before} before: equal to rounding, not to the bit"))
+                seen = f"on {now} {name}, {before!r:.20} before"
+                say(Note(f"{seen}: equal to rounding, not to the bit"))
         batches.seek(found.state.get("position", {}))
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                tensor.copy_(self.world.part(found.weights[name]))
-            for name, tensor in optimizer.items():
-                tensor.copy_(self.world.part(found.optimizer[name]))
+        bad.seek(found.state.get("bad"))
+        for what, own in (("weights", weights), ("optimizer", optimizer)):
+            whole = getattr(found, what)
+            _take(what, own, {name: self.world.part(tensor) for name, tensor in whole.items()})
         return found.step
 
     def _json(self) -> dict[str, Any]:
@@ -238,22 +229,49 @@ class State:
     def _agree(self, found: Checkpoint) -> None:
         mine, theirs = self._json(), found.state
         for name in ("data", "codec"):
-            if mine[name] != theirs[name]:
+            if mine[name] != theirs.get(name):
                 raise FileError(
                     f"{self.out} was trained with another {name}",
                     expected="the same to resume",
                 )
         for group in ("options", "schedule"):
-            for name in sorted(mine[group].keys() | theirs[group].keys()):
-                now, then = mine[group].get(name), theirs[group].get(name)
-                if now != then and not (name == "steps" and self._level(found)):
-                    raise FileError(
-                        f"{self.out} was trained with {name} {then}, not {now}",
-                        expected="the same to resume",
-                    )
+            then = theirs.get(group)
+            if not isinstance(then, dict):
+                raise FileError(f"the {group} of {self.out} are {then!r:.40}", expected="an object")
+            for name in sorted(mine[group].keys() | then.keys()):
+                self._same(name, mine[group].get(name), then.get(name), found)
+        if found.step > self.schedule["steps"]:
+            raise FileError(
+                f"{self.out} has done {found.step} steps",
+                expected=f"up to {self.schedule['steps']}",
+            )
 
-    def _level(self, found: Checkpoint) -> bool:
+    def _same(self, name: str, now: Any, then: Any, found: Checkpoint) -> None:
+        if now == then or (name == "steps" and type(then) is int and self._level(found, then)):
+            return
+        raise FileError(
+            f"{self.out} was trained with {name} {then!s:.80}, not {now}",
+            expected="the same to resume",
+        )
+
+    def _level(self, found: Checkpoint, steps: int) -> bool:
         """Whether both schedules were still level until here: then the length may change."""
-        spans = (self.schedule, found.state["schedule"])
-        falls = (s["steps"] - round(s["decay"] * s["steps"]) for s in spans)
+        now, decay = self.schedule["steps"], self.schedule["decay"]
+        falls = (n - round(decay * n) for n in (now, steps))
         return self.schedule["kind"] == "wsd" and found.step <= min(falls)
+
+
+def _take(what: str, into: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Copy tensors by name, if they are the same.
+
+    Raises:
+        FileError: they are not: the first few names that differ.
+    """
+    shapes, theirs = ({n: tuple(t.shape) for n, t in many.items()} for many in (into, found))
+    if shapes != theirs:
+        names = [n for n in sorted({**shapes, **theirs}) if shapes.get(n) != theirs.get(n)]
+        pairs = [f"{n} {theirs.get(n, 'missing')} for {shapes.get(n, 'nothing')}" for n in names]
+        raise FileError(f"the {what} of the checkpoint are others: {listed(pairs)}")
+    with torch.no_grad():
+        for name, tensor in into.items():
+            tensor.copy_(found[name])

@@ -2,7 +2,8 @@
 
 A shard is a folder of the cache, named by a hash of what it was made from:
 
-    ids.bin         uint16 or uint32 (by the vocabulary) [id], each document framed
+    ids.bin         uint16 or uint32 (by the vocabulary) [id], each document framed; or int32,
+                    where some ids are only read and not to be learned: those are `~id`
     documents.bin   uint64 [document, 2]: where it ends in ids.bin, hash of its content
     refused.jsonl   one line for each record that is none: span, place, why
     manifest.json   format, codec, counts, SHA-256 of the other files
@@ -86,6 +87,21 @@ def _mapped(path: Path, dtype: str) -> np.ndarray:
     return np.memmap(path, dtype, "r")
 
 
+def read(ids: np.ndarray) -> np.ndarray:
+    """The ids themselves, also of those that are only read.
+
+    Example:
+        >>> read(np.array([~5, ~0, 7], np.int32)).tolist()
+        [5, 0, 7]
+    """
+    return ids ^ (ids >> 31) if ids.dtype == np.int32 else ids
+
+
+def learned(ids: np.ndarray) -> np.ndarray:
+    """Which of them are to be learned: bool [id]."""
+    return ids >= 0
+
+
 class Writer:
     """Writes one shard; `close` publishes it whole, leaving the context without it removes it.
 
@@ -93,13 +109,15 @@ class Writer:
         folder: its place in the cache.
         size: of the vocabulary.
         spans: how many spans it is made from.
+        signed: some ids are only read.
 
     Raises:
         ResourceError: the disk refused; nothing half-written is left.
     """
 
-    def __init__(self, folder: Path, *, size: int, spans: int) -> None:
-        self.folder, self.dtype = folder, "<u2" if size <= 1 << 16 else "<u4"
+    def __init__(self, folder: Path, *, size: int, spans: int, signed: bool = False) -> None:
+        self.folder = folder
+        self.dtype = "<i4" if signed else "<u2" if size <= 1 << 16 else "<u4"
         self.refused, self.accepted, self._end = 0, [0] * spans, 0
         self._waiting: list[np.ndarray] = []
         self._held = 0  # ids in `_waiting`

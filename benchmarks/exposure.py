@@ -22,6 +22,7 @@ import seriatim
 from seriatim.measure.exposure import Exposure, Markov, exposure, markov
 
 DEPTHS = (1, 8, 64)
+COLUMNS = ("loss", "own_loss", "error", "own_error")
 
 
 def trained(source: Markov, given: argparse.Namespace, seed: int, **options: Any) -> list[Exposure]:
@@ -49,9 +50,6 @@ def shown(runs: list[list[Exposure]]) -> str:
         error = max(within, between)
         lines.append(f"{rows[0].depth:7}{numbers}{excess.mean():10.4f} ± {error:.4f}")
     return "\n".join(lines)
-
-
-COLUMNS = ("loss", "own_loss", "error", "own_error")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What a model learns from a batch: scheduled sampling, several ids ahead; exposure bias."""
 
 import math
+import sys
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ranks
 import tiny
 import torch
 from torch import Tensor
@@ -377,6 +379,22 @@ def test_how_a_batch_is_computed_changes_only_rounding(book, tmp_path, chosen, h
         for name, extra in (("plain", {}), ("other", {} if "isolate" in how else how))
     ]
     assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_two_ranks_learn_what_one_does(book, tmp_path):
+    asked = [
+        TINY | chosen | {"steps": 4, "out": tmp_path / chosen["objective"] / way, "parallel": way}
+        for chosen in (SCHEDULED, AHEAD)
+        for way in ("ddp", "fsdp")
+    ]
+    found, _ = ranks.together(book, asked)
+    for chosen, pair in zip((SCHEDULED, AHEAD), (found[:2], found[2:]), strict=True):
+        alone = losses(run(book, tmp_path / "alone" / chosen["objective"], steps=4, **chosen))
+        for one in pair:
+            assert one["losses"] == pytest.approx(alone, rel=1e-5), one["error"]
+    for way in ("ddp", "fsdp"):
+        assert [*load_heads(tmp_path / "ahead" / way)] == [2, 3]
 
 
 @pytest.mark.parametrize("chosen", [SCHEDULED, AHEAD], ids=lambda chosen: chosen["objective"])

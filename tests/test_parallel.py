@@ -188,6 +188,26 @@ def test_a_damaged_shard_makes_a_checkpoint_damaged(pairs, place, ways):
     assert newest(out) == (None, ["step-4", "step-2"])
 
 
+@pytest.mark.slow
+def test_every_objective_is_learned_by_ranks_as_by_one_process(book, place):
+    options = {
+        "fim": {"codec": "code", "vocab_size": 300},
+        "scheduled": {"own_share": 0.5, "own_ramp": 8},
+        "ahead": {"ahead": 2, "isolate": True},
+    }
+    runs = {
+        (name, way): options[name] | {"objective": name, "parallel": way}
+        for name in options
+        for way in ("ddp", "fsdp")
+    }
+    asked = [TINY | {"out": place / "-".join(run)} | more for run, more in runs.items()]
+    found = dict(zip(runs, ranks.together(book, asked)[0], strict=True))
+    for name, more in options.items():
+        expected = single(book, place / f"{name}-single", objective=name, **more)["losses"]
+        for way in ("ddp", "fsdp"):
+            assert found[name, way]["losses"] == pytest.approx(expected, rel=1e-4), (name, way)
+
+
 def test_only_the_main_rank_learns_a_vocabulary_and_encodes(refused):
     main, other = refused["learned"]
     assert main["counts"] == {"train": 1, "encode": 2}  # what is trained on, what is held out

@@ -2,6 +2,7 @@
 
 Every form is tested against `reference.py`, values and gradients, and falls back to it for what it
 does not cover. It is not the invariant form: no cache, no paging, torch's own order of additions.
+What is fused for a CPU is in `torch_attention.py` and `torch_fused.py`.
 """
 
 from typing import Any
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seriatim.kernels.reference import Expanded, LowRank, ReferenceOps
-
-ROWS = 512  # of the logits that are worked on at once: 4 MB at 2,048 ids stay in cache
+from seriatim.kernels.torch_attention import causal_attention
+from seriatim.kernels.torch_fused import cross_entropy as cross_entropy
+from seriatim.kernels.torch_fused import head_loss, rms_norm, silu_gate
 
 
 class TorchOps(ReferenceOps):
@@ -20,6 +22,9 @@ class TorchOps(ReferenceOps):
 
     Args:
         ids: int64 [sequence, position], on the device where the forward pass runs.
+        head, targets: the weight of the last product, and int64 [token], below 0 where there is
+            nothing to learn. With them the forward pass gives the loss, mean nats per target,
+            instead of logits, which never stand whole.
 
     Example:
         >>> ops = TorchOps(torch.tensor([[3, 1], [2, 0]]))
@@ -27,7 +32,10 @@ class TorchOps(ReferenceOps):
         [3, 1, 2, 0]
     """
 
-    def __init__(self, ids: Tensor) -> None:
+    def __init__(
+        self, ids: Tensor, *, head: Tensor | None = None, targets: Tensor | None = None
+    ) -> None:
+        self.head, self.targets = head, targets
         self.count, self.length = ids.shape
         self.ids, device = ids.reshape(-1), ids.device
         self.span = torch.arange(self.length, device=device)
@@ -41,6 +49,8 @@ class TorchOps(ReferenceOps):
         """One product in the weight's type; under `torch.autocast` in the type it chooses."""
         if isinstance(weight, Expanded | LowRank):
             return super().linear(x, weight, bias)
+        if weight is self.head and self.targets is not None:
+            return head_loss(x, weight, bias, self.targets[self.targets >= 0])
         return F.linear(x, weight, bias)
 
     def norm(
@@ -59,6 +69,8 @@ class TorchOps(ReferenceOps):
             return F.layer_norm(y, shape, weight, bias, eps).flatten(-2).to(x.dtype)
         if bias is not None:
             return super().norm(x, weight, bias, kind=kind, eps=eps, heads=heads)
+        if weight is not None and _wide(x) and _fused(x):
+            return rms_norm(y, weight, eps=eps).flatten(-2)
         return F.rms_norm(y, shape, weight, eps).flatten(-2).to(x.dtype)
 
     def rotary(self, frequencies: tuple[float, ...], *, scale: float) -> Tensor:
@@ -78,6 +90,11 @@ class TorchOps(ReferenceOps):
         if options.get("window") or options.get("softcap"):
             return super().attention(query, key, value, **options)
         heads, kv_heads = options["heads"], options["kv_heads"]
+        if all(_wide(x) and _fused(x) for x in (query, key, value)):
+            shape = (self.count, self.length, kv_heads)
+            q = query.reshape(*shape, heads // kv_heads, -1)
+            k, v = key.reshape(*shape, -1), value.reshape(*shape, -1)
+            return causal_attention(q, k, v, scale=options["scale"]).view(query.shape)
         q, k, v = (
             self._split(query, heads),
             self._split(key, kv_heads),
@@ -92,8 +109,26 @@ class TorchOps(ReferenceOps):
         """[token, head * channel] as [sequence, head, position, channel]."""
         return x.view(self.count, self.length, heads, -1).transpose(1, 2)
 
+    def gate(self, gate: Tensor, up: Tensor, *, activation: str) -> Tensor:
+        if activation == "silu" and _fused(gate):
+            return silu_gate(gate, up)
+        return super().gate(gate, up, activation=activation)
+
     def rows(self, x: Tensor) -> Tensor:
-        return x
+        """Every row, or those that have a target."""
+        if self.targets is None or (there := self.targets >= 0).all():
+            return x
+        return x[there]
+
+
+def _fused(x: Tensor) -> bool:
+    """Whether the forms for a CPU are the fast ones; `torch.compile` makes its own."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _wide(x: Tensor) -> bool:
+    """Whether sums may be taken in x's own type."""
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
 
 class _Turn(torch.autograd.Function):
@@ -117,36 +152,3 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     torch.mul(a, cos, out=ya).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=yb).addcmul_(a, sin)
     return y
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean nats per id; *overwrites* `logits` [token, vocab] with their gradient to save memory.
-
-    Args:
-        logits: [token, vocab], the last value of the forward pass and used nowhere else.
-        targets: int64 [token].
-    """
-    return _CrossEntropy.apply(logits, targets)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Loss and gradient in one walk over the largest array of the step, in place."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        losses = torch.empty_like(targets, dtype=logits.dtype)
-        for rows, wanted, loss in zip(
-            logits.split(ROWS), targets.split(ROWS), losses.split(ROWS), strict=True
-        ):
-            rows -= rows.amax(-1, keepdim=True)
-            picked = rows.gather(1, wanted[:, None])
-            total = rows.exp_().sum(-1, keepdim=True)
-            torch.sub(total.log(), picked, out=loss[:, None])
-            rows /= total * len(targets)
-            rows.scatter_add_(1, wanted[:, None], torch.full_like(total, -1 / len(targets)))
-        ctx.save_for_backward(logits)
-        return losses.mean()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0] * grads[0], None

@@ -200,9 +200,10 @@ class Ranks:
         self._deafen(signal.SIG_IGN)
         cause = self._cause(error) if isinstance(error, RuntimeError) else error
         code = getattr(cause, "exit_code", 1)
-        told = f"{self.rank} {code}"
-        with suppress(RuntimeError):  # without the store each rank speaks
-            told = self._store.compare_set("failed", "", told).decode()
+        with_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        told = f"{0 if with_torchrun else self.rank} {code}"  # for when its store is gone
+        with suppress(RuntimeError):
+            told = self._store.compare_set("failed", "", f"{self.rank} {code}").decode()
         speaker, code = map(int, told.split())
         if speaker != self.rank:
             raise SystemExit(code) from None

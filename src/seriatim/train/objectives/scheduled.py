@@ -43,11 +43,11 @@ class Scheduled(Next):
     @torch.no_grad()
     def mixed(self, model: Model, batch: Batch) -> Batch:
         """The batch with some inputs sampled from what the model predicts there."""
-        uniforms = noise(self.seed, batch.numbers, batch.inputs.shape[1])  # [row, position, 2]
         share = self.share * np.minimum(1, batch.numbers // self.rows / self.ramp)
-        chosen = (uniforms[..., 0] < share[:, None]) & _predicted(batch)
-        if not chosen.any():
+        if not share.any():  # in a step for no row: ranks that share layers pass through them alike
             return batch
+        uniforms = noise(self.seed, batch.numbers, batch.inputs.shape[1])  # [row, position, 2]
+        chosen = (uniforms[..., 0] < share[:, None]) & _predicted(batch)
         before = torch.from_numpy(np.flatnonzero(chosen) - 1).to(model.device)
         hidden = model.hidden_of(batch, isolate=self.isolate)[before]
         inputs = batch.inputs.copy()

@@ -28,7 +28,7 @@ from seriatim.models.spec import weights as shapes
 from seriatim.models.weights import Weights
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-ADAPTER = "adapter_config.json"  # of an adapter in PEFT's format (`lora.py`)
+ADAPTER = "adapter_config.json"  # of an adapter in PEFT's format (`peft.py`)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from seriatim.codecs import Codec
@@ -78,7 +79,7 @@ class Tuned:
         found: dict[str, Any] = {"init": self.source.digest}
         if self.adapter is not None:
             found["lora_targets"] = list(self.adapter.config["target_modules"])
-            found["adapter"] = _digest(self.adapter)
+            found["start_adapter"] = _digest(self.adapter)  # compared last: it says least
         return found
 
     def numbers(self, vocab_size: int) -> Tuning:
@@ -106,7 +107,8 @@ class Tuned:
     def weights(
         self, spec: Spec, extra: Mapping[str, tuple[int, ...]]
     ) -> tuple[dict[str, Tensor], Beside | None]:
-        there = {name: tensor(array) for name, array in _wide(self.source).items()}
+        wide = convert(self.source.weights, "f32")
+        there = {name: tensor(np.asarray(array)) for name, array in wide.items()}
         if self.adapter is None:
             return there | drawn(extra, seed=self.options.seed), None
         if extra:
@@ -240,10 +242,6 @@ def _digest(adapter: Adapter) -> str:
     sides = ((f"{p.module.name} {p.scale} {side}", a) for p in adapter.pairs
              for side, a in ((DOWN, p.down), (UP, p.up)))  # fmt: skip
     return digest(dict(sides))
-
-
-def _wide(source: Checkpoint) -> dict[str, Any]:
-    return convert(source.weights, "f32")
 
 
 def _along(source: Checkpoint, out: Path, codec: Codec) -> None:

@@ -120,7 +120,7 @@ def test_the_inputs_replaced_are_those_that_the_model_samples(isolate):
     net = model()
     mixed = objective.mixed(net, rows)
     with torch.no_grad():
-        logits = net.logits_of(rows, isolate=isolate).view(*rows.inputs.shape, VOCAB)
+        logits = net.predicted(net.hidden_of(rows, isolate=isolate)).view(*rows.inputs.shape, VOCAB)
     replaced = 0
     for row, position in np.ndindex(rows.inputs.shape):
         number = int(rows.numbers[row])

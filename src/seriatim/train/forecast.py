@@ -44,7 +44,7 @@ def flops(spec: Spec, context: int) -> float:
     Example:
         >>> from seriatim.train.dial import dial
         >>> round(flops(dial("1M", 1024).spec, 512) / 1e6, 2)
-        7.07
+        8.29
     """
     products = sum(
         shape[0] * shape[1]

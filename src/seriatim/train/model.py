@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seriatim.codecs import Codec
 from seriatim.kernels.reference import LowRank
-from seriatim.kernels.torch_fast import TorchOps, cross_entropy
+from seriatim.kernels.torch_fast import TorchOps
 from seriatim.models.forward import Apply, head, trunk
 from seriatim.models.spec import Spec, weights
 from seriatim.train import evaluate
@@ -23,7 +23,8 @@ from seriatim.train.report import Score
 
 EMBEDDING_STD = 0.02
 HIDDEN_STD = 0.5  # times 1 / sqrt(inputs)
-ROWS = TorchOps(torch.zeros(1, 1, dtype=torch.int64))  # for what knows no positions
+ONE = torch.zeros(1, 1, dtype=torch.int64)
+ROWS = TorchOps(ONE)  # for what knows no positions
 
 
 class Model:
@@ -91,22 +92,21 @@ class Model:
         segments = torch.from_numpy(batch.segments) if isolate else None
         return self.hidden(torch.from_numpy(batch.inputs), segments)
 
-    def logits_of(self, batch: Batch, *, isolate: bool = False) -> Tensor:
-        """Logits [row * position, vocab] of a batch."""
-        return self.predicted(self.hidden_of(batch, isolate=isolate))
-
-    def nats(self, logits: Tensor, targets: np.ndarray) -> Tensor:
-        """Nats, summed over the targets that there are; it *overwrites* `logits`.
+    def nats(self, hidden: Tensor, targets: np.ndarray) -> Tensor:
+        """Nats, summed over the targets that there are; on a CPU logits never stand whole.
 
         Args:
-            logits: [token, vocab].
+            hidden: what the last layer gave [token, width].
             targets: [token] in any shape; `NOTHING` where there is none.
         """
-        wanted = torch.from_numpy(targets).reshape(-1).to(self.device)
-        logits = logits.float()
-        if not (there := wanted != NOTHING).all():
-            logits, wanted = logits[there], wanted[there]
-        return cross_entropy(logits, wanted) * len(wanted) if len(wanted) else logits.sum()
+        wanted, weights = torch.from_numpy(targets).reshape(-1).to(self.device), self.used
+        if not (count := int((wanted != NOTHING).sum())):
+            return hidden.sum() * 0
+        last = weights["embed.weight" if self.spec.tied else "head.weight"]
+        with self.autocast():
+            return (
+                head(TorchOps(ONE, head=last, targets=wanted), self.spec, weights, hidden) * count
+            )
 
     def autocast(self) -> torch.autocast:
         """Products within are of the model's precision."""

@@ -42,7 +42,7 @@ class Ahead(Next):
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
         hidden = model.hidden_of(batch, isolate=self.isolate)
-        nats = model.nats(model.predicted(hidden), batch.targets)
+        nats = model.nats(hidden, batch.targets)
         for k in range(2, 2 + self.count):
             # Computed again when its gradient is due: of all heads one has its logits in memory.
             further = checkpoint(_nats, model, hidden, batch, k, use_reentrant=False)
@@ -71,7 +71,7 @@ def _nats(model: Model, hidden: Tensor, batch: Batch, k: int) -> Tensor:
     weight, bias = (model.weights[name] for name in names(k))
     with model.autocast():
         hidden = hidden + silu(linear(hidden, weight, bias))
-    return model.nats(model.predicted(hidden), targets(batch, k))
+    return model.nats(hidden, targets(batch, k))
 
 
 def objective(options: Options, codec: Codec) -> Ahead:

@@ -26,7 +26,7 @@ class Next:
         return batch
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
-        return model.nats(model.logits_of(batch, isolate=self.isolate), batch.targets)
+        return model.nats(model.hidden_of(batch, isolate=self.isolate), batch.targets)
 
 
 def objective(options: Options, codec: Codec) -> Next:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seriatim.codecs import Codec
 from seriatim.kernels.reference import LowRank
-from seriatim.kernels.torch_fast import TorchOps
+from seriatim.kernels.torch_fast import TorchOps, cross_entropy
 from seriatim.models.forward import Apply, head, trunk
 from seriatim.models.spec import Spec, weights
 from seriatim.train import evaluate
@@ -103,10 +103,12 @@ class Model:
         if not (count := int((wanted != NOTHING).sum())):
             return hidden.sum() * 0
         last = weights["embed.weight" if self.spec.tied else "head.weight"]
+        if isinstance(last, LowRank):  # an adapter of the head: its logits stand whole
+            there = wanted != NOTHING
+            return cross_entropy(self.predicted(hidden[there]).float(), wanted[there]) * count
         with self.autocast():
-            return (
-                head(TorchOps(ONE, head=last, targets=wanted), self.spec, weights, hidden) * count
-            )
+            ops = TorchOps(ONE, head=last, targets=wanted)
+            return head(ops, self.spec, weights, hidden) * count
 
     def autocast(self) -> torch.autocast:
         """Products within are of the model's precision."""

@@ -18,6 +18,7 @@ import seriatim
 from seriatim import codecs
 from seriatim.codecs.byte import ByteCodec
 from seriatim.errors import FileError, NumericError, RequestError, ResourceError
+from seriatim.kernels import torch_fast
 from seriatim.kernels.torch_fast import TorchOps
 from seriatim.models import checkpoint as models
 from seriatim.models.forward import forward
@@ -188,7 +189,8 @@ def test_a_forecast_comes_before_the_first_step_and_is_compared_after_the_last(b
     assert 0.7 < foreseen.bytes / took.bytes < 1.4
 
 
-def test_the_operations_of_an_id_are_those_that_torch_counts():
+def test_the_operations_of_an_id_are_those_that_torch_counts(monkeypatch):
+    monkeypatch.setattr(torch_fast, "_fused", lambda x: False)  # attention by its own name
     d = dial("0.1M", 257, context=64)
     model = Model(d.spec, initial(d.spec, seed=0))
     ids = torch.zeros(2, 64, dtype=torch.int64)

@@ -360,7 +360,7 @@ def test_a_vocabulary_is_learned_from_a_sample_of_very_much_text(tmp_path, monke
         taken.extend(texts)
         return ByteCodec()
 
-    monkeypatch.setattr(run, "maker", lambda name: run.Maker(learn=learn))
+    monkeypatch.setattr(run, "maker", lambda name: run.Maker(learn))
     said: list = []
     made = prepare(path, tmp_path, say=said.append)
     assert 10_000 < sum(map(len, taken)) < 30_000

@@ -19,7 +19,7 @@ from rich.console import Console
 from seriatim.codecs.byte import ByteCodec
 from seriatim.errors import FileError, RequestError
 from seriatim.progress import Bar
-from seriatim.train import card, evaluate, logs, loop, picture, summary
+from seriatim.train import card, evaluate, logs, loop, memory, picture, summary
 from seriatim.train.dial import dial
 from seriatim.train.options import Options
 from seriatim.train.report import (
@@ -515,7 +515,7 @@ def test_a_report_that_cannot_be_written_is_a_note(tmp_path):
 
 def test_the_peak_of_memory_covers_what_is_held():
     held = np.ones(30_000_000, np.uint8)
-    assert summary.peak_bytes() > held.nbytes
+    assert memory.peak_bytes("cpu") > held.nbytes
 
 
 # A whole run

@@ -36,7 +36,9 @@ class Drafts(Protocol):
     @property
     def context(self) -> int: ...
     @property
-    def pool(self) -> BlockPool: ...
+    def pool(self) -> BlockPool:
+        """The blocks of the runtime's cache, shared by every engine of the model."""
+        ...
 
 
 @contextmanager

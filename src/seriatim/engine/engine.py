@@ -20,32 +20,23 @@ from seriatim.engine.cache import BlockPool
 from seriatim.engine.controller import Controller
 from seriatim.engine.costs import Costs, Measured
 from seriatim.engine.decoding import Bounds, Computed, commit
+from seriatim.engine.drafting import Drafts
 from seriatim.engine.options import check_ends, parse, silent, token_ids, whole
 from seriatim.engine.request import Guide, Request, Rows, Speculator, Watch
 from seriatim.engine.runner import Runner, follow
 from seriatim.engine.scheduler import Scheduler, Work
 from seriatim.engine.speculate import Proposals
 from seriatim.errors import NumericError, RequestError, ResourceError, SeriatimError, shown
-from seriatim.kernels.ops import BLOCK, Runtime
+from seriatim.kernels.ops import BLOCK
 
 LOGITS = 1 << 22  # of prompts that are scored, in one step: 16 MB
 
 
-class Servable(Protocol):
-    """What the engine needs of a model."""
+class Servable(Drafts, Protocol):
+    """What the engine needs of a model, beside what a draft model has."""
 
     @property
-    def runtime(self) -> Runtime: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def context(self) -> int: ...
-    @property
     def ends(self) -> Sequence[int]: ...
-    @property
-    def pool(self) -> BlockPool:
-        """The blocks of the runtime's cache, shared by every engine of the model."""
-        ...
 
 
 class Engine:

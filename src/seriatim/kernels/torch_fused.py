@@ -104,7 +104,8 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
     ) -> Tensor:
         losses = torch.empty_like(targets, dtype=_wide(x))
-        dx, dw = torch.empty_like(x), torch.zeros_like(weight)
+        dx = torch.empty_like(x)
+        dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # an adapter's is frozen
         db = None if bias is None else torch.zeros_like(bias)
         for at in range(0, len(x), some := max(1, LOGITS // len(weight))):
             piece = slice(at, at + some)
@@ -125,14 +126,14 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _spread(
-    push: Tensor, x: Tensor, weight: Tensor, into: tuple[Tensor, Tensor, Tensor | None]
+    push: Tensor, x: Tensor, weight: Tensor, into: tuple[Tensor, Tensor | None, Tensor | None]
 ) -> None:
     """Add what logits' gradient `push` [token, vocab] means for x, weight and bias."""
     dx, dw, db = into
     dx.copy_(push @ weight)
-    if torch.is_autocast_enabled(x.device.type):  # it knows no products in place
+    if dw is not None and torch.is_autocast_enabled(x.device.type):  # no products in place there
         dw += push.mT @ x
-    else:
+    elif dw is not None:
         dw.addmm_(push.mT, x)
     if db is not None:
         db += push.sum(0)

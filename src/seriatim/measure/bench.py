@@ -5,8 +5,6 @@ Prompts are random ids, so that no cached prefix helps. Comparisons with other p
 `benchmarks/`, not here.
 """
 
-import resource
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -18,6 +16,7 @@ from seriatim.engine.options import whole
 from seriatim.errors import RequestError, shown
 from seriatim.kernels.ops import BLOCK
 from seriatim.measure.limits import Limits, limits
+from seriatim.models import memory
 from seriatim.models.spec import weights as shapes
 
 PROMPT, TOKENS, BATCH = 256, 64, 8
@@ -118,7 +117,7 @@ def bench(
     _run(model, prompts(1, min(SHORT, prompt)), 2)  # maps the weights
     single = _repeat(lambda: _run(model, prompts(1, prompt), tokens), 0.6 * seconds)
     many = _repeat(lambda: _run(model, prompts(batch, min(SHORT, prompt)), tokens), 0.4 * seconds)
-    memory = _memory(model)  # before the limits, whose measurement takes more
+    held = _memory(model)  # before the limits, whose measurement takes more
     firsts, gaps = [run.first for run in single], [gap for run in single for gap in run.steps]
     prefill, decode = prompt * len(firsts) / sum(firsts), len(gaps) / sum(gaps)
     machine = limits()
@@ -132,7 +131,7 @@ def bench(
         batched_tokens_s=sum(run.made for run in many) / sum(sum(run.steps) for run in many),
         first_token_ms=_spread(firsts),
         between_tokens_ms=_spread(gaps),
-        memory=memory,
+        memory=held,
         machine=machine,
         share=Share(
             bandwidth=decode * step_bytes(model, prompt + tokens // 2) / 1e9 / machine.read_gb_s,
@@ -143,7 +142,7 @@ def bench(
 
 def lines(found: Bench) -> dict[str, str]:
     """What a person reads, line by line."""
-    memory, machine = found.memory, found.machine
+    held, machine = found.memory, found.machine
     return {
         "model": found.model,
         "prefill": f"{found.prefill_tokens_s:,.1f} tokens/s, {found.prompt_tokens} at once",
@@ -151,9 +150,9 @@ def lines(found: Bench) -> dict[str, str]:
         f"decode, batch {found.batch}": f"{found.batched_tokens_s:,.1f} tokens/s",
         "first token": _waits(found.first_token_ms),
         "between tokens": _waits(found.between_tokens_ms),
-        "weights": f"{memory.weights / 1e6:,.1f} MB",
-        "cache": f"{memory.cache / 1e6:,.1f} MB",
-        "peak memory": f"{memory.peak_rss / 1e6:,.1f} MB",
+        "weights": f"{held.weights / 1e6:,.1f} MB",
+        "cache": f"{held.cache / 1e6:,.1f} MB",
+        "peak memory": f"{held.peak_rss / 1e6:,.1f} MB",
         "machine": f"reads {machine.read_gb_s:.1f} GB/s, f32 {machine.f32_gflop_s:.0f} GFLOP/s, "
         f"{machine.processors} processors",
         "share reached": f"{found.share.bandwidth:.0%} of the bandwidth (decode), "
@@ -248,7 +247,5 @@ def _spread(seconds: Sequence[float]) -> Spread:
 
 
 def _memory(model: Model) -> Memory:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
-    scale = 1 if sys.platform == "darwin" else 1024
     run = model.runtime
-    return Memory(model.weight_bytes, run.blocks * run.block_bytes, peak * scale)
+    return Memory(model.weight_bytes, run.blocks * run.block_bytes, memory.peak())

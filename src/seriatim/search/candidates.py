@@ -8,20 +8,10 @@ from seriatim.results import Result
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One of the answers that were compared.
-
-    Attributes:
-        result: as `generate` gives it, with log-probabilities.
-        score: what it is judged by; the higher, the better.
-        sample: which of the `n` samples it is; of a beam search, its rank.
-        answer: what `vote` read in it, None if nothing.
-    """
+class _OfResult:
+    """What stands for a result shows its output, text and ids as its own."""
 
     result: Result
-    score: float
-    sample: int
-    answer: str | None = None
 
     @property
     def output(self) -> Any:
@@ -37,7 +27,23 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Candidate(_OfResult):
+    """One of the answers that were compared.
+
+    Attributes:
+        result: as `generate` gives it, with log-probabilities.
+        score: what it is judged by; the higher, the better.
+        sample: which of the `n` samples it is; of a beam search, its rank.
+        answer: what `vote` read in it, None if nothing.
+    """
+
+    score: float
+    sample: int
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice(_OfResult):
     """What `beam`, `best_of` or `mbr` chose.
 
     Attributes:
@@ -46,21 +52,8 @@ class Choice:
         candidates: all of them, by falling score; of equal ones the lowest sample first.
     """
 
-    result: Result
     score: float
     candidates: list[Candidate] = field(repr=False)
-
-    @property
-    def output(self) -> Any:
-        return self.result.output
-
-    @property
-    def text(self) -> str:
-        return self.result.text
-
-    @property
-    def ids(self) -> list[int]:
-        return self.result.ids
 
     @property
     def samples(self) -> list[Result]:

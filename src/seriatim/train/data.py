@@ -130,7 +130,8 @@ def prepare(
     maker = run.maker(codec)
     if reader:
         _check_conversations(field, separator)
-        maker = run.Maker(reader(maker.make((), vocab_size)))
+        talks = reader(maker.make((), vocab_size))
+        maker = run.Maker(lambda texts, vocab_size: talks)
     text, objects = maker.text, maker.objects
     how = Reading(field, separator, text=text, objects=objects, messages=reader is not None)
     found = splitting.sources(data, validation, how)

@@ -5,14 +5,11 @@ and backward, one layer's update. Nothing of the run changes by it, and nothing 
 from it.
 """
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from math import inf
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,16 +17,13 @@ from torch import Tensor
 
 from seriatim.models.spec import Spec, weights
 from seriatim.train.batches import Batch
-from seriatim.train.memory import give_back
+from seriatim.train.memory import forget_peak, give_back, peak_bytes, resident
 from seriatim.train.model import Model
 from seriatim.train.objectives import Objective
 from seriatim.train.optim import Optimizer
 from seriatim.train.report import Forecast
-from seriatim.train.summary import peak_bytes
 
 SECONDS = 3.0  # of measuring forward and backward, about
-STATM = Path("/proc/self/statm")  # its second number is the resident pages
-CLEAR = Path("/proc/self/clear_refs")
 
 Make = Callable[[Mapping[str, Tensor]], Optimizer]
 
@@ -144,20 +138,3 @@ def _workspace(model: Model) -> int:
         if name.startswith("layers.") and weight.ndim == 2:
             groups[tuple(weight.shape)] += 5 * weight.numel() * weight.element_size()
     return max(groups.values(), default=0)
-
-
-def resident(device: str) -> int:
-    """Bytes of memory in use now; on a system that does not tell, the most so far."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    if not STATM.exists():
-        return peak_bytes(device)
-    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def forget_peak(device: str) -> None:
-    """Count the peak from here on, where the system can."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError):
-        CLEAR.write_text("5")  # proc(5): resets VmHWM, what `peak_bytes` reads

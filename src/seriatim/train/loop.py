@@ -19,15 +19,15 @@ from seriatim.train import data as sources
 from seriatim.train.averaging import Average
 from seriatim.train.checkpoint import published
 from seriatim.train.claim import claimed
-from seriatim.train.forecast import forecast, forget_peak
+from seriatim.train.forecast import forecast
 from seriatim.train.logs import Logs
-from seriatim.train.memory import keep_freed_memory
+from seriatim.train.memory import forget_peak, keep_freed_memory, peak_bytes
 from seriatim.train.model import Model
 from seriatim.train.optim import Optimizer, rate_share
 from seriatim.train.options import Options, asked, documented
 from seriatim.train.report import Measured, Note, Progress, Report, Sample, Started, to_stderr
 from seriatim.train.stopping import Interrupt
-from seriatim.train.summary import peak_bytes, write_report
+from seriatim.train.summary import write_report
 
 GLIMPSE = 64  # windows of a validation on the way; the last one takes all
 SAMPLES = 3  # on the card
@@ -174,7 +174,10 @@ def _train(
     per_step = numbers.batch * numbers.context
     forget_peak(device)
     begun, busy = time.monotonic(), 0.0
-    took = Measured(0.0, peak_bytes(device), 0)
+
+    def taken(done: int) -> Measured:
+        return Measured(busy, peak_bytes(device), (done - first) * per_step, foreseen)
+
     with Interrupt() as interrupt:
         for step in range(first, o.steps):
             at = time.monotonic()
@@ -190,14 +193,13 @@ def _train(
 
             done, now = step + 1, time.monotonic()
             busy += now - at
-            took = Measured(busy, peak_bytes(device), (done - first) * per_step, foreseen)
             left = (now - begun) / (done - first) * (o.steps - done)
-            say(Progress(done, o.steps, nats, norm, share, took.tokens / busy, left))
+            say(Progress(done, o.steps, nats, norm, share, (done - first) * per_step / busy, left))
             ended = world.sums(interrupt.asked)[0] > 0  # on any rank
             if done % every == 0 or done == o.steps or ended:
                 state.save(done, layout.own, kept, batches, bad, say, keep=o.keep)
             if ended:
-                world.first(partial(tell, measured=took, score=None))
+                world.first(partial(tell, measured=taken(done), score=None))
                 say(Note(f"stopped after step {done} of {o.steps}: run again with resume to go on"))
                 interrupt.end()
             if done % every == 0 and done < o.steps:
@@ -206,6 +208,8 @@ def _train(
                         say(whole.score(held, tokens, step=done, most=GLIMPSE))
                         text = whole.continued(o.prompt, tokens, seed=o.seed)
                         say(Sample(done, (o.prompt or "") + text))
+
+    took = taken(o.steps)
 
     # The model folder, scored as stored.
     average.exchange()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from seriatim import registry
 from seriatim.errors import RequestError, did_you_mean, shown
@@ -273,12 +273,13 @@ def _meaning(f: Field[Any]) -> str:
 
 def _check(name: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> None:
     """Refuse a value of another type, or beyond the option's limits."""
-    if value is None and ("None" in str(kind) or kind is None):
+    kinds = set(get_args(kind)) or {kind}
+    if value is None and type(None) in kinds:
         return
     among = limits.get("among")
     if among and value not in among:
         raise RequestError(f"{name} is {shown(value)}", expected=" or ".join(map(repr, among)))
-    whole, number = "int" in str(kind), "float" in str(kind) and "str" not in str(kind)
+    whole, number = int in kinds, float in kinds and str not in kinds
     least, most = limits.get("least", -math.inf), limits.get("most", math.inf)
     if kind is bool:
         if type(value) is not bool:

@@ -19,7 +19,7 @@ from seriatim.codecs import Codec
 from seriatim.errors import RequestError
 from seriatim.train.batches import Batch
 from seriatim.train.model import Model
-from seriatim.train.optim import orthogonal
+from seriatim.train.optim import whole_turned
 from seriatim.train.options import Options
 from seriatim.train.report import Report
 
@@ -237,7 +237,7 @@ class Whole:
         return torch.nn.utils.clip_grad_norm_(self.own.values(), limit).item()
 
     def turned(self, moves: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        return orthogonal(torch.stack(list(moves)))
+        return whole_turned(moves, shape)
 
     def whole(self) -> Model | None:
         return self._model

@@ -92,20 +92,14 @@ class Maker:
     """Where a run's codec comes from: it is there, or it learns its ids.
 
     Attributes:
-        codec: None until it is learned.
-        learn: from texts and a vocabulary size.
+        make: from texts and a vocabulary size; one that is there reads none of them.
         text: its objects are text, rather than any bytes.
         objects: it reads files of its own kind.
     """
 
-    codec: Codec | None = None
-    learn: Callable[[Iterable[str], int], Codec] | None = None
+    make: Callable[[Iterable[str], int], Codec]
     text: bool = True
     objects: bool = False
-
-    def make(self, texts: Iterable[str], vocab_size: int) -> Codec:
-        """The codec; `texts` are read only by one that learns."""
-        return self.codec or self.learn(texts, vocab_size)  # type: ignore[misc]
 
 
 def maker(name: str | Codec) -> Maker:
@@ -128,13 +122,13 @@ def maker(name: str | Codec) -> Maker:
         raise RequestError(
             f"codec {name} cannot be trained with", expected='"text", "code" or "byte"'
         )
-    return Maker(learn=module.train)
+    return Maker(module.train)
 
 
 def _given(codec: Codec) -> Maker:
     kinds = {type(raw) for raw in codec.examples()}
     objects = isinstance(codec, Records) or not kinds <= {str, bytes}
-    return Maker(codec, text=kinds == {str}, objects=objects)
+    return Maker(lambda texts, vocab_size: codec, text=kinds == {str}, objects=objects)
 
 
 def digest(codec: Codec) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,9 +90,9 @@ def _parted(name: str | Path) -> tuple[str | Path, str | None]:
     return path, weight
 
 
-def _weight(path: str | Path, weight: object) -> float:
+def _weight(path: str | Path, weight: Any) -> float:
     try:
-        number = float(weight)  # type: ignore[arg-type]
+        number = float(weight)
     except (TypeError, ValueError):
         number = math.nan
     if not 0 < number < math.inf or isinstance(weight, bool):

@@ -15,7 +15,7 @@ from seriatim.train.adapting import Beside
 from seriatim.train.dial import Dial, Tuning
 from seriatim.train.model import Model, initial
 from seriatim.train.options import Options
-from seriatim.train.tuning import ADAPTING, Tuned, tuned
+from seriatim.train.tuning import ADAPTING, Place, Tuned, tuned
 
 
 class Start(Protocol):
@@ -24,6 +24,11 @@ class Start(Protocol):
     @property
     def codec(self) -> str | Codec:
         """Of the ids: there, or to be learned."""
+        ...
+
+    @property
+    def place(self) -> Place | None:
+        """Where the codec was read, which may have a chat template too."""
         ...
 
     @property
@@ -76,6 +81,10 @@ class New:
     @property
     def codec(self) -> str:
         return self.options.codec or "text"
+
+    @property
+    def place(self) -> Place | None:
+        return (Path(self.codec), {}) if Path(self.codec).is_dir() else None
 
     @property
     def vocab_size(self) -> int:

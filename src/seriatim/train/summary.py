@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -84,20 +83,6 @@ def write_report(
         (folder / REPORT).write_text(text, encoding="utf-8")
     except (OSError, FileError) as error:
         say(Note(f"no {REPORT}: {error}"))
-
-
-def peak_bytes(device: str = "cpu") -> int:
-    """The most memory that was in use at a time: of this process, or of its part of a GPU."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage's figure begins with that of the process that started this one
-        kib = next(l for l in status.read_text().splitlines() if l.startswith("VmHWM"))
-        return int(kib.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _headline(started: Started, rows: Sequence[Row], score: Score | None) -> str:

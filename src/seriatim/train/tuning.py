@@ -38,6 +38,7 @@ from seriatim.train.options import Options
 
 NEW = "lora"  # what `adapter` is for a new one; anything else is the folder of one
 RANK, ALPHA = 8, 16.0
+Place = tuple[Path, Mapping[str, Any]]  # a folder or file, and a GGUF file's metadata
 ADAPTING = ("lora_rank", "lora_alpha", "lora_targets")
 # What lies beside the weights of a folder and belongs to the model.
 KEPT = (
@@ -56,6 +57,10 @@ class Tuned:
     source: Checkpoint  # in the layout of a folder, its weights floats
     codec: Codec
     adapter: Adapter | None = None  # what is learned beside the weights
+
+    @property
+    def place(self) -> Place:
+        return self.source.path, self.source.metadata
 
     @property
     def vocab_size(self) -> int:

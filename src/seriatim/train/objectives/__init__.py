@@ -1,9 +1,9 @@
 """What a model learns from a batch: each file is an objective, registered by being there.
 
-Such a file has a function `objective(options, codec)` that gives an `Objective`. It may have
-`reader(start)`, which makes of a codec one that reads conversations instead of text. Whatever an
-objective draws it draws from (seed, number of the row): then no resumed, accumulated or divided run
-differs.
+Such a file has a function `objective(options, codec)` that gives an `Objective`; the options have
+the context and the batch that the run will have. It may have `reader(start)`, which makes of a
+codec one that reads conversations instead of text. Whatever an objective draws it draws from
+(seed, number of the row): then no resumed, accumulated or divided run differs.
 """
 
 from collections.abc import Mapping

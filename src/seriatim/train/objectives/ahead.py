@@ -18,7 +18,6 @@ from seriatim.codecs import Codec
 from seriatim.errors import RequestError
 from seriatim.models.ahead import names, shapes
 from seriatim.models.spec import Spec
-from seriatim.train import dial
 from seriatim.train.batches import NOTHING, Batch
 from seriatim.train.model import Model
 from seriatim.train.objectives.next import Next
@@ -80,7 +79,7 @@ def objective(options: Options, codec: Codec) -> Ahead:
     Raises:
         RequestError: more ids than fit into a row.
     """
-    most = (options.context or dial.of(options, codec.size).context) - 1
+    most = cast(int, options.context) - 1
     if options.ahead > most:
         expected = f"at most {most}: a row has {most + 1} ids"
         raise RequestError(f"ahead is {options.ahead}", expected=expected)

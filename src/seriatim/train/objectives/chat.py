@@ -5,33 +5,28 @@ only the assistant's, and the id that ends its turn, are targets.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 from seriatim.codecs import Codec
 from seriatim.errors import RequestError
 from seriatim.train import conversations
 from seriatim.train.objectives.next import Next
 from seriatim.train.options import Options
-from seriatim.train.starting import New
-from seriatim.train.tuning import Tuned
+from seriatim.train.starting import Start
 
 
-def reader(start: New | Tuned) -> Callable[[Codec], Codec]:
+def reader(start: Start) -> Callable[[Codec], Codec]:
     """What makes of a model's codec one that reads conversations.
 
     Raises:
         RequestError: no model is named that could have a chat template.
     """
-    if isinstance(start, Tuned):
-        path, metadata = start.source.path, start.source.metadata
-        return lambda codec: conversations.of(codec, path, metadata)
-    folder = Path(start.codec)
-    if not folder.is_dir():
+    if start.place is None:
         raise RequestError(
             f"codec is {start.codec!r}, which has no chat template",
             expected="for objective chat, a model: init, or codec and the folder of one",
         )
-    return lambda codec: conversations.of(codec, folder)
+    path, metadata = start.place
+    return lambda codec: conversations.of(codec, path, metadata)
 
 
 def objective(options: Options, codec: Codec) -> Next:

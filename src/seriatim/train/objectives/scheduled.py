@@ -7,6 +7,7 @@ is computed at once (Mihaylova & Martins 2019, arXiv:1906.07651) where Bengio et
 """
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from seriatim.codecs import Codec
 from seriatim.kernels.mathematics import philox
-from seriatim.train import dial
 from seriatim.train.batches import NOTHING, Batch
 from seriatim.train.model import Model
 from seriatim.train.objectives.next import Next
@@ -93,7 +93,7 @@ def objective(options: Options, codec: Codec) -> Scheduled:
     return Scheduled(
         seed=options.seed,
         share=options.own_share,
-        ramp=options.own_ramp or options.steps,
-        rows=options.batch or dial.of(options, codec.size).batch,
+        ramp=cast(int, options.own_ramp),
+        rows=cast(int, options.batch),
         isolate=options.isolate,
     )

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
 from random import Random
@@ -789,6 +789,41 @@ def test_a_codec_rule_that_ends_are_to_ignore_never_ends(scales):
     result = scales.generate(b"m", max_tokens=40, ignore_end=True)
     assert result.finish_reason == "length"
     assert byte.END not in result.ids
+
+
+class Blanks(byte.ByteCodec):
+    """Bytes given with `?` where one is open: a codec made up for these tests."""
+
+    name = "blanks"
+
+    def agreeing(self, given: Any, /, *, after: Sequence[int] = ()) -> Callable[..., np.ndarray]:
+        """What is given, the end behind it."""
+        wanted = [*self.encode(given), byte.END]
+
+        def rule(ids: Sequence[int]) -> np.ndarray:
+            allowed = np.zeros(288, bool)
+            at = wanted[len(ids)]
+            allowed[slice(0, 256) if at == ord("?") else [at]] = True
+            return np.packbits(allowed, bitorder="little").view(np.uint32)
+
+        return rule
+
+
+def test_the_rest_of_what_is_given_in_part_is_generated(tmp_path):
+    model = seriatim.load(tiny.write(tmp_path / "model"), threads=1)
+    model.codec = Blanks()
+    model.constraints = Constraints(model.codec, model.vocab_size, model.ends)
+    whole = tmp_path / "given"
+    whole.write_bytes(b"a??d??")
+    for part in (b"a??d??", whole):
+        result = model.generate(given=part, seed=1)
+        assert re.fullmatch(b"a..d..", result.output, re.DOTALL)
+        assert result.stop == byte.END
+
+
+def test_nothing_is_given_to_a_codec_that_cannot_be_filled(tmp_path):
+    with pytest.raises(RequestError, match="given in part; the model has the codec byte"):
+        seriatim.load(tiny.write(tmp_path / "model"), threads=1).generate(given="a?")
 
 
 def test_a_rule_never_excludes_what_the_codec_encodes():

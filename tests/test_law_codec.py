@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seriatim import codecs, registry
+from seriatim.engine.constrain import allows
 from seriatim.errors import FileError, RequestError
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -116,9 +117,10 @@ def test_saved_and_loaded_it_is_the_same_codec(codec, tmp_path):
 
 @every_codec
 def test_what_is_written_is_read_back(codec, tmp_path):
+    suffix = getattr(codec, "suffixes", ("",))[0]
     for raw in codec.examples():
-        codec.write(raw, tmp_path / "file")
-        assert codec.read(tmp_path / "file") == raw
+        codec.write(raw, tmp_path / f"file{suffix}")
+        assert codec.read(tmp_path / f"file{suffix}") in (raw, codec.canonical(raw))
 
 
 @every_codec
@@ -148,6 +150,29 @@ def test_half_a_surrogate_pair_and_foreign_objects_are_refused(codec):
         codec.encode("ab\ud83d")
     with pytest.raises(RequestError, match="int"):
         codec.encode(7)
+
+
+@every_codec
+def test_a_mask_never_excludes_what_the_codec_encodes(codec):
+    if not isinstance(codec, codecs.Lawful):
+        pytest.skip("it has no masks")
+    for raw in codec.examples():
+        ids = codec.encode(raw)
+        for place, id in enumerate(ids):
+            assert allows(codec.legal(ids[:place], after=codec.start), id)
+            assert allows(codec.legal(ids[place // 2 : place], after=ids[: place // 2]), id)
+        assert any(allows(codec.legal(ids, after=codec.start), end) for end in codec.ends)
+
+
+@every_codec
+def test_what_is_given_whole_is_what_agrees_with_it(codec):
+    if not isinstance(codec, codecs.Fillable):
+        pytest.skip("its objects are not given in part")
+    for raw in codec.examples():
+        ids, agrees = codec.encode(raw), codec.agreeing(raw, after=codec.start)
+        for place, id in enumerate(ids):
+            assert allows(agrees(ids[:place]), id)
+        assert any(allows(agrees(ids), end) for end in codec.ends)
 
 
 def test_a_folder_without_any_tokenizer_has_no_codec(tmp_path):

@@ -100,7 +100,8 @@ class Model:
                 (ends once the last ids repeat so often), loop_length, logprobs (True, or how many
                 alternatives, at most 20), prompt_logprobs (likewise), forced_ids, priority,
                 tenant (docs/sampling.md); one of regex, choices, json_schema and grammar, which
-                the text must match whole (docs/constraints.md); speculate ("ngram" or "suffix":
+                the text must match whole, or given, an object in part of which the rest is
+                generated (docs/constraints.md); speculate ("ngram" or "suffix":
                 guesses from the request's own ids), draft_text (with "suffix": a text to guess
                 from too), draft (a model of the same vocabulary that guesses: a name, path or
                 model), draft_tokens (guesses in a step; default: as many as pay). Guesses change

@@ -62,6 +62,10 @@ def generate(
     suffix: Annotated[str | None, typer.Option(help="What comes after it.")] = None,
     prefix_file: Annotated[Path | None, typer.Option(help="Likewise, in a file.")] = None,
     suffix_file: Annotated[Path | None, typer.Option(help="Likewise.")] = None,
+    given: Annotated[
+        str | None, typer.Option(help="An object in part, of which the rest is generated.")
+    ] = None,
+    given_file: Annotated[Path | None, typer.Option(help="Likewise, in a file.")] = None,
     fim_order: Annotated[str | None, typer.Option(help="psm or spm.", show_default="psm")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 1,
     beams: Annotated[
@@ -90,6 +94,7 @@ def generate(
         "prefix": _side("--prefix", prefix, prefix_file),
         "suffix": _side("--suffix", suffix, suffix_file),
         "fim_order": fim_order,
+        "given": _side("--given", given, given_file),
     }
     options |= {name: value for name, value in gap.items() if value is not None}
     if out is not None:

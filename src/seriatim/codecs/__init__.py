@@ -7,19 +7,31 @@ them. Nothing here knows a model: the engine sees ids and never a codec.
     codec.decode(codec.encode("Hello"))
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from seriatim import registry
 from seriatim.codecs._files import read_json
 from seriatim.codecs._watch import Watch
-from seriatim.errors import FileError, SeriatimError
+from seriatim.errors import FileError, RequestError, SeriatimError
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Codec", "Divisible", "Lawful", "Records", "Spelt", "Stream", "Watch", "load"]
+__all__ = [
+    "Codec",
+    "Divisible",
+    "Fillable",
+    "Fitted",
+    "Lawful",
+    "Records",
+    "Spelt",
+    "Stream",
+    "Watch",
+    "load",
+    "made",
+]
 
 PACKAGE = "seriatim.codecs"
 VERSION = 1  # of codec.json
@@ -176,6 +188,65 @@ class Lawful(Codec, Protocol):
         codec itself would encode is allowed. Ids beyond the words are not.
         """
         ...
+
+
+@runtime_checkable
+class Fillable(Codec, Protocol):
+    """A codec whose object may be given in part, the rest generated around it (`given=`)."""
+
+    def agreeing(
+        self, given: Any, /, *, after: Sequence[int] = ()
+    ) -> Callable[[Sequence[int]], "np.ndarray"]:
+        """From ids that followed `after` to uint32 words, as of `legal`: which agree with `given`.
+
+        Where `given` says nothing, every id does; an end id does where nothing given is left.
+
+        Args:
+            given: an object with places that are open, as the codec says; or its literal form.
+            after: the prompt's ids.
+
+        Raises:
+            RequestError: it is no such object, or what was generated or prompted contradicts it.
+        """
+        ...
+
+
+@runtime_checkable
+class Fitted(Codec, Protocol):
+    """A codec that may adapt to the files a model is trained on (a palette of their colours)."""
+
+    def fitted(self, files: Sequence[Path], /) -> Codec:
+        """This codec, or the one that was made of the files: a pure function of their content."""
+        ...
+
+
+def made(name: str) -> Codec | None:
+    """The codec that a name and options make, such as "image:size=16,mode=grey".
+
+    None of one that must learn its ids from text.
+
+    Raises:
+        RequestError: no such codec, or an option that it does not have.
+    """
+    name, _, options = name.partition(":")
+    module = registry.get(PACKAGE, name)
+    if hasattr(module, "make"):
+        return module.make(_options(name, options))
+    if not hasattr(module, "train"):
+        raise RequestError(f"codec {name} is made of a model's folder", fix="name that folder")
+    if options:
+        raise RequestError(f"codec {name} has no options; {options!r} is given", fix="leave it out")
+    return None
+
+
+def _options(name: str, text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    found = {key.strip(): value.strip() for key, _, value in pairs}
+    if len(found) < len(pairs) or not all(key and sign for key, sign, _ in pairs):
+        raise RequestError(
+            f"codec {name} has the options {text!r}", expected=f"{name}:option=value,option=value"
+        )
+    return found
 
 
 def load(folder: Path) -> Codec | None:

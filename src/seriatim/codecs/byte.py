@@ -124,6 +124,17 @@ class ByteCodec:
         write(folder, self, {}, json.dumps(_tokenizer(), ensure_ascii=False))
 
 
+def make(options: dict[str, str]) -> ByteCodec:
+    """The codec of that name.
+
+    Raises:
+        RequestError: options; there are none.
+    """
+    if options:
+        raise RequestError(f"codec byte has no option {min(options)!r}", fix="leave it out")
+    return ByteCodec()
+
+
 def load(folder: Path, options: dict[str, Any]) -> ByteCodec:
     """The codec of a folder whose codec.json names it.
 

@@ -1,4 +1,4 @@
-"""From the options regex, choices, json_schema and grammar to the guides of a request.
+"""From the options regex, choices, json_schema, grammar and given to the guides of a request.
 
 What can be refused is refused here, before the request is queued and in its caller's thread; that
 is also where automata are compiled. A model keeps its last few (`engine/constrain.py`), so that any
@@ -8,9 +8,12 @@ number of different schemas takes no more memory than those.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
-from seriatim.codecs import Codec, Lawful, Spelt
+import numpy as np
+
+from seriatim.codecs import Codec, Fillable, Lawful, Spelt
 from seriatim.constraints import grammars, schemas
 from seriatim.engine.constrain import Grammar, GrammarGuide, RuleGuide, Vocabulary, allows, fault
 from seriatim.engine.options import token_ids
@@ -52,7 +55,10 @@ class Constraints:
             raise RequestError(f"{first} and {second} are both given", expected="one of them")
         guides: list[Guide] = [self._by_text(prompt, *one, options) for one in asked.items()]
         if self._rule is not None:
-            guides.append(self._by_rule(self._rule, prompt, options))
+            legal = partial(self._rule.legal, after=tuple(prompt))
+            guides.append(self._by_rule(self._rule, legal, options))
+        if options.get("given") is not None:
+            guides.append(self._by_given(options["given"], prompt, options))
         if guides and options.get("forced_ids"):
             self._follow(guides, token_ids("forced_ids", options["forced_ids"], self._size))
         return tuple(guides)
@@ -65,6 +71,17 @@ class Constraints:
         raise RequestError(
             f"the model has {'no codec' if codec is None else f'the codec {codec.name}'}",
             expected="a codec of text, which regex, choices, json_schema and grammar need",
+        )
+
+    @cached_property
+    def _fillable(self) -> Fillable:
+        codec = self._codec
+        if isinstance(codec, Fillable):
+            return codec
+        raise RequestError(
+            f"given needs a codec whose objects can be given in part; the model has "
+            f"{'none' if codec is None else f'the codec {codec.name}'}",
+            fix="give a prompt, or prefix and suffix",
         )
 
     @cached_property
@@ -94,10 +111,20 @@ class Constraints:
             )
         return guide
 
-    def _by_rule(self, codec: Lawful, prompt: Sequence[int], options: Mapping[str, Any]) -> Guide:
+    def _by_given(self, given: Any, prompt: Sequence[int], options: Mapping[str, Any]) -> Guide:
+        codec = self._fillable
+        raw = codec.read(given) if isinstance(given, Path) else given
+        return self._by_rule(codec, codec.agreeing(raw, after=tuple(prompt)), options)
+
+    def _by_rule(
+        self,
+        codec: Codec,
+        rule: Callable[[Sequence[int]], np.ndarray],
+        options: Mapping[str, Any],
+    ) -> Guide:
         own = tuple(id for id in self._ends if id in codec.ends)
         return RuleGuide(
-            partial(codec.legal, after=tuple(prompt)),
+            rule,
             self._size,
             ends=own,
             others=tuple(id for id in self._ends if id not in own),
@@ -169,7 +196,7 @@ GRAMMARS: dict[str, Callable[[Any, Made], GrammarGuide]] = {
     "json_schema": _json_schema,
     "grammar": _grammar,
 }
-NAMES = frozenset(GRAMMARS)
+NAMES = frozenset(GRAMMARS) | {"given"}
 
 
 def _text(name: str, given: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from seriatim.codecs import Codec
+from seriatim.codecs import Codec, Fitted
 from seriatim.codecs._safe import last_cut
 from seriatim.errors import FileError, RequestError, ResourceError
 from seriatim.files.regular import listed
@@ -143,6 +143,7 @@ def prepare(
     many = "file" if len(paths) == 1 else "files"
     say(Note(f"{len(paths):,} {many} of {size:,} bytes; encoded, they are kept in {place}"))
     made = maker.make(_texts(found, how, options, LEARNED / size, say), vocab_size)
+    made = _fitted(made, found, say)
     encoder = encoding.Encoder(made, run.digest(made), how, place)
     every = [_encoded(source, encoder, processes, say) for source in found]
     away = _held(found, [e.corpus.digests for e in every], options)
@@ -161,6 +162,17 @@ def prepare(
         _digest(every, away),
         place,
     )
+
+
+def _fitted(codec: Codec, found: Sequence[Source], say: Report) -> Codec:
+    """A codec that adapts to files does to those that are not held out."""
+    if not isinstance(codec, Fitted):
+        return codec
+    learned = {Path(span.path) for source in found if source.weight for span in source.spans}
+    fitted = codec.fitted(sorted(learned))
+    if fitted is not codec and all(source.weight for source in found):
+        say(Note(f"the codec is fitted to all {len(learned):,} files, held-out documents as well"))
+    return fitted
 
 
 def _check_conversations(field: str, separator: str | None) -> None:

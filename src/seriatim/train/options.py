@@ -79,7 +79,8 @@ class Options:
     codec: str | None = _free(
         DATA,
         None,
-        "text (default) or code: a tokenizer is learned; byte, or a folder that holds one.",
+        "text (default) or code: a tokenizer is learned; NAME or NAME:option=value,... of another; "
+        "or a folder that holds one.",
     )
     validation: str | Path | float | Sequence[str | Path] | None = _free(
         DATA, None, "Held-out files, names among DATA, or a share; default: about a tenth."

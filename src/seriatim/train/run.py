@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seriatim import codecs, registry
 from seriatim.codecs import Codec, Records
-from seriatim.errors import FileError, NumericError, RequestError, ResourceError
+from seriatim.errors import FileError, NumericError, ResourceError
 from seriatim.files.regular import listed
 from seriatim.train.batches import Batches
 from seriatim.train.checkpoint import Checkpoint, newest, save_checkpoint
@@ -115,14 +115,9 @@ def maker(name: str | Codec) -> Maker:
         if (codec := codecs.load(Path(name))) is None:
             raise FileError(f"{name} holds no codec", expected="a model's folder")
         return _given(codec)
-    module = registry.get("seriatim.codecs", name)
-    if name == "byte":
-        return _given(module.ByteCodec())
-    if not hasattr(module, "train"):
-        raise RequestError(
-            f"codec {name} cannot be trained with", expected='"text", "code" or "byte"'
-        )
-    return Maker(module.train)
+    if (codec := codecs.made(name)) is not None:
+        return _given(codec)
+    return Maker(registry.get(codecs.PACKAGE, name).train)
 
 
 def _given(codec: Codec) -> Maker:

@@ -59,7 +59,7 @@ def frames(path: Path) -> Iterator[tuple[str, "Image"]]:
     Raises:
         FileError: it is no image of `FORMATS`, too large, damaged, or of an unknown kind.
     """
-    with open_regular(path) as file, _reading(path):
+    with open_regular(path) as file, _decoding(path):
         with warnings.catch_warnings():
             warnings.simplefilter("error", pillow().DecompressionBombWarning)
             image = pillow().open(file, formats=FORMATS)
@@ -75,17 +75,27 @@ def frames(path: Path) -> Iterator[tuple[str, "Image"]]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong is an error of the file, which it names: the decoders raise anything."""
+def of_file(path: Path) -> Iterator[None]:
+    """Errors raised within are errors of the file, and name it."""
     try:
         yield
     except SeriatimError as error:
         seen = error.seen if str(path) in error.seen else f"{path}: {error.seen}"
         raise FileError(seen, expected=error.expected, fix=error.fix) from error
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """So is whatever else goes wrong: decoders of damaged files raise anything."""
+    try:
+        with of_file(path):
+            yield
+    except SeriatimError:
+        raise
     except Exception as error:
         what = str(error) or type(error).__name__
         if isinstance(error, pillow().UnidentifiedImageError):
-            what = "no image of a known kind"
+            what = "no image of a known kind, or not its beginning"
         raise FileError(
             f"{path} cannot be read: {what:.200}",
             expected=f"a whole file of {', '.join(FORMATS)}, at most {MOST:,} pixels",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from seriatim.codecs import _palette, _pictures
-from seriatim.codecs._files import named, read_text
+from seriatim.codecs._files import read_text
 from seriatim.codecs._options import parse
 from seriatim.codecs._pixels import Binary, Colours, Levels, Way
 from seriatim.errors import RequestError, shown
@@ -191,7 +191,7 @@ def _palette_file(path: Path) -> str:
     """The lines of a .hex or .txt file; the different colours of an image, as they first appear."""
     if path.suffix.lower() in (".hex", ".txt"):
         return "-".join(line.strip().lstrip("#") for line in read_text(path).split())
-    with named(path):
+    with _pictures.of_file(path):
         _, image = next(_pictures.frames(path))
         codes = _palette.codes(_pictures.pixels(_pictures.opaque(image, 0xFFFFFF), 3))
         _, first = np.unique(codes, return_index=True)

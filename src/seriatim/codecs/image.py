@@ -17,7 +17,7 @@ import numpy as np
 
 from seriatim.codecs import _pictures
 from seriatim.codecs._drawing import Drawing, Pixels
-from seriatim.codecs._files import named, write_json
+from seriatim.codecs._files import write_json
 from seriatim.codecs._palette import Counts, spelt
 from seriatim.codecs._pictures import KNOWN, LABEL, LABELS
 from seriatim.codecs._pixels import Raster
@@ -181,7 +181,7 @@ class ImageCodec:
         Raises:
             FileError: no image that can be read, several, or one of another size.
         """
-        with named(path):
+        with _pictures.of_file(path):
             place, image = next(_pictures.frames(path))
             if place:
                 raise FileError(f"{path} has several frames", fix="save each as a file of its own")
@@ -194,7 +194,7 @@ class ImageCodec:
         in the text chunk "labels", or the name of the folder.
         """
         for place, frame in _pictures.frames(path):
-            with named(path):
+            with _pictures.of_file(path):
                 images = list(self._cut(frame))
                 words = str(frame.info.get(LABELS, "")).split() if self.labels else []
                 words = words or [frame.info.get(LABEL)] * len(images)

@@ -7,7 +7,7 @@ is one too, whose other pixels are transparent.
     codec.decode(codec.encode(Image.open("icon.png")))
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seriatim.codecs import _pictures
+from seriatim.codecs._base import Base, refused, words
 from seriatim.codecs._drawing import Drawing, Pixels
-from seriatim.codecs._files import write_json
 from seriatim.codecs._palette import Counts, spelt
 from seriatim.codecs._pictures import KNOWN, LABEL, LABELS
 from seriatim.codecs._pixels import Raster
@@ -32,7 +32,7 @@ __all__ = ["ImageCodec", "load", "make", "specimens"]
 _MARK = "<|image|>"
 
 
-class ImageCodec:
+class ImageCodec(Base):
     """Images of one size in one style; the ids are its values, a mark, and labels.
 
     The mark starts and ends a sequence. A label, where the codec has labels and the image one,
@@ -48,6 +48,8 @@ class ImageCodec:
         self.start = self.ends = (self.values,)
         self.labels = dict(enumerate(style.names, self.values + 1))  # by id
         self.size = self.values + 1 + len(self.labels)
+        self.specials = {_MARK: self.values}
+        self.options = style.options()
 
     @cached_property
     def raster(self) -> Raster:
@@ -57,16 +59,6 @@ class ImageCodec:
             RequestError: its palette is still to be learnt.
         """
         return Raster(self.style.way, self.style.count)
-
-    @property
-    def specials(self) -> Mapping[str, int]:
-        """The mark."""
-        return {_MARK: self.values}
-
-    @property
-    def added(self) -> Mapping[str, int]:
-        """The same."""
-        return self.specials
 
     # ---- ids -----------------------------------------------------------------------------------
 
@@ -88,14 +80,6 @@ class ImageCodec:
             values = values[: self.raster.place(count)]
         return [*self._label(image), *values.tolist()]
 
-    def weave(self, parts: Sequence[Any], *, quoted: Collection[str] = ()) -> list[int]:
-        """The ids of images with special ids between."""
-        return [id for p in parts for id in ([p] if isinstance(p, int) else self.encode(p))]
-
-    def prompt(self, raw: "Image | str", /) -> list[int]:
-        """The mark and the ids."""
-        return [*self.start, *self.encode(raw)]
-
     def decode(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> "Image":
         """The image that `after` and `ids` draw, of mode L or RGB, its label in `info["label"]`.
 
@@ -115,25 +99,17 @@ class ImageCodec:
         before = self._place(after)
         return self.raster.whole(before + self._place(ids)) - self.raster.whole(before)
 
-    def canonical(self, raw: "Image | str", /) -> "Image":
-        """The image as this codec's values show it."""
-        return self.decode(self.encode(raw))
-
-    def differs(self, ids: Sequence[int]) -> bool:
-        """Whether `ids` are not those of the image that they draw."""
-        return self.encode(self.decode(ids)) != list(ids)
-
     def legal(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> np.ndarray:
         """As many values as an image has, each of its own channel, a label before them; the end."""
         place = self._place(after) + self._place(ids)
         allowed = np.zeros(self.size, bool)
         if place >= self.raster.length:
             allowed[list(self.ends)] = True
-            return _words(allowed)
+            return words(allowed)
         allowed[self.raster.way.at(place)] = True
         if not place and not self.labels.keys() & {*after, *ids}:
             allowed[list(self.labels)] = True
-        return _words(allowed)
+        return words(allowed)
 
     def agreeing(
         self, given: "Image | str", /, *, after: Sequence[int] = ()
@@ -166,7 +142,7 @@ class ImageCodec:
                 allowed[self.values :] = False
                 allowed[: self.values] = (values ^ target[place]) & care[place] == 0
                 allowed[list(self.labels)] = not place and so_far.label is None
-            return _words(allowed)
+            return words(allowed)
 
         rule(())
         return rule
@@ -229,11 +205,6 @@ class ImageCodec:
             "image/png": _pictures.png(self.decode(ids)),
         }
 
-    def save(self, folder: Path, /) -> None:
-        """Writes codec.json."""
-        options = self.style.options()
-        write_json(folder / "codec.json", {"codec": self.name, "version": 1, "options": options})
-
     def fitted(self, files: Sequence[Path], /) -> "ImageCodec":
         """With a palette of the files' colours, where it has none yet; else as it is.
 
@@ -275,7 +246,7 @@ class ImageCodec:
             nothing = np.empty((0, self.raster.way.channels), np.uint8)
             return _pictures.picture(nothing, self.style.shape, {LABEL: label})
         if not _pictures.is_image(raw):
-            raise RequestError(f"{type(raw).__name__} given to codec image", expected="a PIL image")
+            raise refused(self.name, raw, "a PIL image")
         return _pictures.plain(raw)
 
     def _values(self, image: "Image") -> np.ndarray:
@@ -387,10 +358,3 @@ def specimens() -> list[ImageCodec]:
             {"width": 5, "height": 3, "fit": "pad"},
         )
     ]
-
-
-def _words(allowed: np.ndarray) -> np.ndarray:
-    """Bits as `legal` gives them."""
-    padded = np.zeros(-(-len(allowed) // 32) * 32, bool)
-    padded[: len(allowed)] = allowed
-    return np.packbits(padded, bitorder="little").view(np.uint32)

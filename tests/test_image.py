@@ -259,6 +259,16 @@ def test_another_size_is_refused_with_both(tmp_path):
         made("size=4").encode(noise(5, 6, 3))
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
+def test_an_image_without_pixels_is_refused(shape):
+    with pytest.raises(RequestError, match=f"{shape[0]}x{shape[1]}; expected at least one pixel"):
+        made("size=4,fit=pad").encode(Image.new("L", shape))
+
+
+def test_a_name_of_a_label_may_be_a_digit_of_another_script():
+    assert made("size=2,labels=²").labels == {769: "²"}
+
+
 def test_another_size_is_fitted_only_if_asked():
     wide = Image.new("RGB", (8, 4), "red")
     wide.paste("blue", (4, 0, 8, 4))
@@ -516,6 +526,19 @@ def test_a_palette_can_be_a_file(tmp_path):
         assert codec.style.palette == "000000-ff0000"
 
 
+def test_files_of_one_colour_make_a_palette_that_is_loaded_again(tmp_path):
+    path = saved(tmp_path / "a.png", Image.new("L", (4, 4), 255))
+    codec = made("size=4,mode=palette").fitted([path])
+    codec.save(tmp_path)
+    assert codecs.load(tmp_path).encode(Image.open(path)) == [0] * 16
+
+
+def test_an_image_of_too_many_colours_is_no_palette(tmp_path):
+    path = saved(tmp_path / "a.png", noise(64, 64, 3))
+    with pytest.raises(FileError, match=r"a\.png: .* different colours; expected at most 1024"):
+        made(f"size=4,mode=palette,palette={path}")
+
+
 def test_a_palette_that_is_still_to_be_learnt_says_so():
     codec = made("size=4,mode=palette,colours=8")
     assert codec.size == 9
@@ -545,7 +568,7 @@ def test_a_palette_that_is_still_to_be_learnt_says_so():
         ("mode=grey,levels=1", "levels is 1"),
         ("mode=grey,levels=257", "levels is 257"),
         ("channels=rrr", "channels is 'rrr'"),
-        ("mode=palette,palette=ff0000", "palette of 1 colours"),
+        ("mode=palette,palette=" + "-".join(f"{n:06x}" for n in range(1025)), "of 1025 colours"),
         ("mode=palette,palette=000000-000000", "000000 twice"),
         ("mode=palette,palette=0-1", "0-1"),
         ("mode=palette,colours=4,palette=000000-ffffff", "colours and palette"),

@@ -19,6 +19,7 @@ from seriatim.files.regular import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 MOST = 1 << 26  # pixels of a file: a sheet of 85,000 images of 28x28
@@ -64,14 +65,20 @@ def frames(path: Path) -> Iterator[tuple[str, "Image"]]:
             warnings.simplefilter("error", pillow().DecompressionBombWarning)
             image = pillow().open(file, formats=FORMATS)
         check_size(image)
-        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        several = image.format != "MPO" and getattr(image, "is_animated", False)
+        yield "frame 1" * several, _frame(image, 0)
+        count = image.n_frames if several else 1  # of a GIF it is found by reading them all
         if count > FRAMES:
             raise FileError(f"{count} frames", expected=f"at most {FRAMES}")
-        for index in range(count):
-            image.seek(index)
-            check_size(image)
-            image.load()  # text behind the pixels is known after it
-            yield f"frame {index + 1}" * (count > 1), plain(image, texts=(LABELS,))
+        for index in range(1, count):
+            yield f"frame {index + 1}", _frame(image, index)
+
+
+def _frame(image: "ImageFile", index: int) -> "Image":
+    image.seek(index)
+    check_size(image)
+    image.load()  # text behind the pixels is known after it
+    return plain(image, texts=(LABELS,))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from seriatim.codecs import _palette, _pictures
 from seriatim.codecs._files import read_text
 from seriatim.codecs._options import parse
 from seriatim.codecs._pixels import Binary, Colours, Levels, Way
-from seriatim.errors import RequestError, shown
+from seriatim.errors import FileError, RequestError, shown
 
 SIDE, COUNT = 1024, 1 << 16  # most pixels of a side, and of an image
 COLOURS, LABELS = 1024, 4096  # most of a palette, and of labels
@@ -83,7 +83,7 @@ class Style:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the labels."""
-        if self.labels.isdigit():
+        if self.labels.isascii() and self.labels.isdigit():
             return tuple(map(str, range(int(self.labels))))
         return tuple(self.labels.split("/")) if self.labels else ()
 
@@ -182,8 +182,8 @@ def _given_palette(text: str, files: bool) -> str:
     if files and not re.fullmatch(r"[0-9a-fA-F]{6}(-[0-9a-fA-F]{6})*", text):
         text = _palette_file(Path(text))
     colours = _palette.parse(text)
-    if not 2 <= len(colours) <= COLOURS:
-        raise RequestError(f"a palette of {len(colours)} colours", expected=f"2 to {COLOURS}")
+    if len(colours) > COLOURS:
+        raise RequestError(f"a palette of {len(colours)} colours", expected=f"at most {COLOURS}")
     return _palette.spelt(colours)
 
 
@@ -195,4 +195,6 @@ def _palette_file(path: Path) -> str:
         _, image = next(_pictures.frames(path))
         codes = _palette.codes(_pictures.pixels(_pictures.opaque(image, 0xFFFFFF), 3))
         _, first = np.unique(codes, return_index=True)
+        if len(first) > COLOURS:
+            raise FileError(f"{len(first)} different colours", expected=f"at most {COLOURS}")
         return _palette.spelt(tuple(codes[np.sort(first)].tolist()))

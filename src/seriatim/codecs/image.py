@@ -172,11 +172,12 @@ class ImageCodec(Base):
         for place, frame in _pictures.frames(path):
             with _pictures.of_file(path):
                 images = list(self._cut(frame))
-                words = str(frame.info.get(LABELS, "")).split() if self.labels else []
-                words = words or [frame.info.get(LABEL)] * len(images)
-                if len(words) != len(images):
-                    raise FileError(f"{len(words)} labels", expected=f"{len(images)}, one an image")
-            for (within, image), label in zip(images, words, strict=True):
+                labels = str(frame.info.get(LABELS, "")).split() if self.labels else []
+                labels = labels or [frame.info.get(LABEL)] * len(images)
+                if len(labels) != len(images):
+                    seen = f"{len(labels)} labels"
+                    raise FileError(seen, expected=f"{len(images)}, one an image")
+            for (within, image), label in zip(images, labels, strict=True):
                 yield self._record(image, path, f"{place} {within}".strip(), label)
 
     def write(self, raw: "Image | str", path: Path, /) -> None:

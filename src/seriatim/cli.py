@@ -6,7 +6,8 @@ stdout carries the result and nothing else; errors are one line on stderr and an
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ import typer
 import seriatim
 from seriatim import evaluating, talking, training, verifying, weighing
 from seriatim.arguments import loads, parse_ids, request_options, requests
+from seriatim.codecs import Joint
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
@@ -79,6 +81,9 @@ def generate(
     out: Annotated[
         Path | None, typer.Option(help="Write the output here; of n, FILE-0, FILE-1, ...")
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="With --out: all n in that one file.")
+    ] = False,
     as_json: Json = False,
     asked: dict[str, Any],
     loading: dict[str, Any],
@@ -99,7 +104,11 @@ def generate(
     options |= {name: value for name, value in gap.items() if value is not None}
     if out is not None:
         check_out(out)
+    elif together:
+        raise RequestError("--together is given without --out", fix="name the file")
     loaded = _load(model, loading)
+    if together:
+        _joint(loaded)
     drawn = beams is None and best_of is None
     if drawn and n == 1 and not as_json and out is None and loaded.codec is not None:
         _stream(loaded, start, options, say=model is None)
@@ -107,8 +116,10 @@ def generate(
     with spinner("generating"):
         results = _answers(loaded, start, n, beams, best_of, options)
     _say(loaded, model is None)
+    if out is not None and together:
+        _save_all(loaded, [result.output for result, _ in results], out)
     for index, (result, more) in enumerate(results):
-        if out is not None:
+        if out is not None and not together:
             _save(loaded, result, out if n == 1 else out.with_stem(f"{out.stem}-{index}"))
         if as_json:
             write(json.dumps(_as_dict(index, result) | more) + "\n")
@@ -340,11 +351,31 @@ def _text(model: "Model", result: "Result") -> str:
 
 
 def _save(model: "Model", result: "Result", path: Path) -> None:
-    try:
+    with _writing(path):
         if model.codec is None:
             path.write_text(_text(model, result) + "\n")
         else:
             model.codec.write(result.output, path)
+
+
+def _save_all(model: "Model", outputs: Sequence[Any], path: Path) -> None:
+    with _writing(path):
+        _joint(model).write_all(outputs, path)
+
+
+def _joint(model: "Model") -> Joint:
+    """The codec, where it can write several objects into one file."""
+    if isinstance(model.codec, Joint):
+        return model.codec
+    name = "none" if model.codec is None else f"the codec {model.codec.name}"
+    seen = f"--together needs a codec that writes several into one file; the model has {name}"
+    raise RequestError(seen, fix="leave it out")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise SeriatimError(
             f"cannot write {path}: {error.strerror}", fix="choose another --out"

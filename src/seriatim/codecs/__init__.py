@@ -27,6 +27,7 @@ __all__ = [
     "Divisible",
     "Fillable",
     "Fitted",
+    "Joint",
     "Lawful",
     "Records",
     "Spelt",
@@ -223,6 +224,15 @@ class Fitted(Codec, Protocol):
 
     def fitted(self, files: Sequence[Path], /) -> Codec:
         """This codec, or the one that was made of the files: a pure function of their content."""
+        ...
+
+
+@runtime_checkable
+class Joint(Codec, Protocol):
+    """A codec that can write several objects into one file (images side by side)."""
+
+    def write_all(self, raws: Sequence[Any], path: Path, /) -> None:
+        """Writes them, in order."""
         ...
 
 

@@ -70,6 +70,9 @@ def _requesting(
     banned_ids: Annotated[str | None, typer.Option(help="Not these.")] = None,
     seed: Annotated[int | None, typer.Option(show_default="drawn; --json says it")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Ends it with its line, block (by indentation) or braces.")
+    ] = None,
     speculate: Annotated[
         str | None, typer.Option(help="ngram or suffix: guesses from what was said; same ids.")
     ] = None,

@@ -33,6 +33,7 @@ from seriatim.terminal import (
 
 if TYPE_CHECKING:
     from seriatim.api import Model
+    from seriatim.codecs._repository import Shown
     from seriatim.results import Result, Score
 
 DEFAULT = "tales"
@@ -67,6 +68,15 @@ def generate(
     ] = None,
     given_file: Annotated[Path | None, typer.Option(help="Likewise, in a file.")] = None,
     fim_order: Annotated[str | None, typer.Option(help="psm or spm.", show_default="psm")] = None,
+    context_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another file to show before the gap, the last nearest; repeatable."),
+    ] = None,
+    context_budget: Annotated[
+        int | None, typer.Option(help="Ids these may take.", show_default="as many as they need")
+    ] = None,
+    file: Annotated[str | None, typer.Option(help="The path of the file with the gap.")] = None,
+    repository: Annotated[str | None, typer.Option(help="Its repository's name.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 1,
     beams: Annotated[
         int | None, typer.Option(help="Search with so many beams: the n best.")
@@ -94,6 +104,10 @@ def generate(
         "prefix": _side("--prefix", prefix, prefix_file),
         "suffix": _side("--suffix", suffix, suffix_file),
         "fim_order": fim_order,
+        "files": _files(context_file),
+        "file": None if file is None else typed("--file", file),
+        "repository": None if repository is None else typed("--repository", repository),
+        "context_budget": context_budget,
         "given": _side("--given", given, given_file),
     }
     options |= {name: value for name, value in gap.items() if value is not None}
@@ -107,6 +121,7 @@ def generate(
     with spinner("generating"):
         results = _answers(loaded, start, n, beams, best_of, options)
     _say(loaded, model is None)
+    _tell_files(results[0][0].files)
     for index, (result, more) in enumerate(results):
         if out is not None:
             _save(loaded, result, out if n == 1 else out.with_stem(f"{out.stem}-{index}"))
@@ -270,6 +285,21 @@ def _side(name: str, text: str | None, path: Path | None) -> str | Path | None:
     return path if text is None else typed(name, text)
 
 
+def _files(paths: list[Path] | None) -> dict[str, Path] | None:
+    """Files by the paths they were named with."""
+    files = {path.as_posix(): path for path in paths or ()}
+    if len(files) < len(paths or ()):
+        raise RequestError("--context-file names a file twice", fix="leave one out")
+    return files or None
+
+
+def _tell_files(files: "Sequence[Shown] | None") -> None:
+    """What the budget left out of the prompt."""
+    for file in files or ():
+        if not file.ids or file.lines < file.total:
+            tell(f"--context-file {plain(file.path)}: {file.lines} of {file.total} lines are shown")
+
+
 def _answers(
     model: "Model",
     prompt: Any,
@@ -302,6 +332,7 @@ def _stream(model: "Model", prompt: Any, options: dict[str, Any], *, say: bool) 
     """Text as it comes; on a terminal the prompt stands in front of it, in grey, on stderr."""
     stream = model.stream(prompt, **options)
     _say(model, say)
+    _tell_files(stream.files)
     if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty():
         sys.stderr.write(f"\x1b[2m{prompt}\x1b[0m")
         sys.stderr.flush()
@@ -332,6 +363,7 @@ def _as_dict(index: int, result: "Result") -> dict[str, Any]:
     """The fields of `Result` that are JSON; `output` as `text`."""
     hidden = {"output", "samples"}
     facts = {name: value for name, value in vars(result).items() if name not in hidden}
+    facts["files"] = None if result.files is None else [*map(asdict, result.files)]
     return {"sample": index, **facts, "usage": asdict(result.usage) | {"gain": result.usage.gain}}
 
 

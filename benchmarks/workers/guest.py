@@ -1,4 +1,4 @@
-"""One half of a trial, run by `sandbox.py` as `python -I -S -B guest.py`: the candidate or the judge.
+"""Half of a trial, run by `sandbox.py` as `python -I -S -B guest.py`: the candidate or the judge.
 
 The candidate runs a program that nobody trusts and answers calls of its functions. The judge runs
 the checks, which call those functions over a pipe, and alone may write the verdict. Only plain

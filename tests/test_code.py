@@ -1,6 +1,7 @@
 """Code: files around a gap within a budget, and where a line, a block or its braces end."""
 
 import json
+import re
 from pathlib import Path
 
 import checkpoints
@@ -431,3 +432,17 @@ def test_until_needs_text_and_a_search_by_beams_cannot_honour_it():
         small.shared("llama3").generate([1, 2], until="line")
     with pytest.raises(RequestError, match="cannot honour until"):
         small.shared("bytes").beam("a", until="line")
+
+
+def test_the_documents_examples_run(model, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "code").symlink_to(model.checkpoint.path)
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "code.md").read_text(encoding="utf-8")
+    printed: list[tuple] = []
+    exec(
+        "\n".join(re.findall(r"```python\n(.*?)```", text, re.S)),
+        {"print": lambda *said: printed.append(said)},
+    )
+    assert [said[0] for said in printed[:2]] == ["README.md", "shapes.py"]
+    assert len(printed) == 3

@@ -12,7 +12,7 @@ A program is the problem's prompt, the completion and, of a gap, the suffix. Of 
 completion ends before the first of Codex's five stop strings (Chen et al. 2021); of a line, with
 it; else at an end id. pass@k is the mean of the unbiased estimate over the problems; exact match is
 equality up to space at the end. A prompt that does not fit the context counts as failed, and how
-many did not is said.
+many did not is said. Four of MBPP's 974 problems are left out (`LEFT_OUT`).
 """
 
 import argparse
@@ -43,6 +43,8 @@ SETS = {
     "mbpp": "mbpp.jsonl",
 }
 STOPS = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]  # Codex's
+# Of MBPP: their checks hand over classes, or objects of the program's own, and no plain values.
+LEFT_OUT = {367, 533, 601, 927}
 TOGETHER = 128  # requests that are under way at once
 
 
@@ -86,7 +88,7 @@ class Completion:
 def problems(path: Path) -> list[Problem]:
     """Those of a file of HumanEval's, HumanEval-Infilling's or MBPP's records."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    records = map(json.loads, data.splitlines())
+    records = [r for r in map(json.loads, data.splitlines()) if r["task_id"] not in LEFT_OUT]
     return [_mbpp(r) if "test_list" in r else _humaneval(r) for r in records]
 
 
@@ -103,7 +105,9 @@ def _mbpp(record: dict[str, Any]) -> Problem:
     """The task and its tests in a docstring, as InCoder asks (Fried et al. 2022)."""
     code = record["code"].replace("\r\n", "\n")
     tests = "\n".join(record["test_list"])
-    check = Check(re.findall(r"^def (\w+)", code, re.M), tests, record["test_setup_code"])
+    check = Check(
+        re.findall(r"^def (\w+)", code, re.M), tests, f"{code}\n{record['test_setup_code']}"
+    )
     prompt = f'"""\n{record["text"]}\n{tests}\n"""\n'
     return Problem(f"MBPP/{record['task_id']}", prompt, code, check)
 

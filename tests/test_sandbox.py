@@ -45,7 +45,7 @@ def tried(sandbox, tmp_path, monkeypatch):
     """Runs a program against checks of `double`; nothing may be left of it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    def run(program: str, checks: str = CHECKS, *, cpu: int = 2, wall: float = 20.0):
+    def run(program: str, checks: str = CHECKS, *, cpu: int = 2, wall: float = 120.0):
         check = sandbox.Check(["double"], checks)
         return sandbox.run(program, check, limits=sandbox.Limits(cpu, wall, 1 << 29))
 
@@ -279,7 +279,7 @@ def test_a_model_that_says_the_solution_passes_one_problem_of_two(humaneval, fol
     how = dict(fim_order="psm", max_tokens=len(forced), temperature=1.0)
     made = list(humaneval.written(model, asked, 2, seed=1, **how))
     assert [c.text for c in made] == ["    return 2 * x"] * 4
-    outcomes = humaneval.tried(made, humaneval.Limits(), 2)
+    outcomes = humaneval.tried(made, humaneval.Limits(wall=120), 2)
     assert [o.passed for o in outcomes] == [True, True, False, False]
     found = humaneval.figures(made, outcomes, [1, 2])
     assert found["pass@1"] == found["pass@2"] == (0.5, pytest.approx(0.2887, abs=1e-4))
@@ -303,7 +303,7 @@ def test_gaps_are_filled_to_the_end_of_the_line_and_compared(humaneval, folder, 
         humaneval.written(model, asked, 1, 0, fim_order="spm", max_tokens=40, temperature=0)
     )
     assert {c.text for c in made} == {"    y = 3 * x"}
-    found = humaneval.figures(made, humaneval.tried(made, humaneval.Limits(), 1), [1])
+    found = humaneval.figures(made, humaneval.tried(made, humaneval.Limits(wall=120), 1), [1])
     assert found["pass@1"] == found["exact match"]
     assert found["exact match"][0] == 0.5
 
@@ -314,7 +314,7 @@ def test_a_prompt_that_does_not_fit_fails_and_is_counted(humaneval, folder):
     asked.append(humaneval.Problem("long", "x" * 100, "", asked[0].check))
     made = list(humaneval.written(model, asked, 1, 0, fim_order="psm", max_tokens=4))
     assert [c.text is None for c in made] == [False, False, True]
-    assert humaneval.tried(made[2:], humaneval.Limits(), 1)[0].why.startswith("the prompt")
+    assert humaneval.tried(made[2:], humaneval.Limits(wall=120), 1)[0].why.startswith("the prompt")
 
 
 def test_reference_solutions_pass_and_empty_ones_fail(humaneval, data):
@@ -323,6 +323,6 @@ def test_reference_solutions_pass_and_empty_ones_fail(humaneval, data):
         asked = humaneval.problems(data / "code" / humaneval.SETS[name])[::step]
         for text, share in ((lambda p: p.solution, 1), (lambda p: "", 0)):
             made = [*humaneval.given(asked, text)]
-            outcomes = humaneval.tried(made, humaneval.Limits(), 2)
+            outcomes = humaneval.tried(made, humaneval.Limits(wall=120), 2)
             if share or name != "single-line":  # a line may be one that nothing needs
                 assert {o.passed for o in outcomes} == {bool(share)}, name

@@ -157,14 +157,16 @@ def given(asked: Iterable[Problem], text: Callable[[Problem], str]) -> Iterator[
 # ---- figures -------------------------------------------------------------------------------------
 
 
-def tried(completions: Iterable[Completion], limits: Limits, workers: int) -> list[Outcome]:
+def tried(
+    completions: Iterable[Completion], limits: Limits, workers: int, *, alone: bool = True
+) -> list[Outcome]:
     """Whether each passes, in order."""
 
     def one(completion: Completion) -> Outcome:
         if completion.text is None:
             return Outcome(False, "the prompt does not fit the context")
         problem = completion.problem
-        return run(problem.program(completion.text), problem.check, limits=limits)
+        return run(problem.program(completion.text), problem.check, limits=limits, alone=alone)
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(one, completions))
@@ -225,15 +227,18 @@ def main() -> None:
         parser.error("one of MODEL, --reference and --empty is needed")
     if not 1 <= max(asked.k) <= asked.samples:
         parser.error(f"--k {max(asked.k)} needs as many --samples")
-    for line in protection():
+    held = protection()
+    for line in held.held:
         print(f"a trial has {line}", file=sys.stderr)
     model = asked.model and seriatim.load(asked.model, threads=asked.threads)
-    lines = [line for name in asked.set for line in _evaluated(asked, name, model)]
+    lines = [line for name in asked.set for line in _evaluated(asked, name, model, held.alone)]
     if asked.out:
         asked.out.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
-def _evaluated(asked: argparse.Namespace, name: str, model: Any) -> list[dict[str, Any]]:
+def _evaluated(
+    asked: argparse.Namespace, name: str, model: Any, alone: bool
+) -> list[dict[str, Any]]:
     """One set: prints its figures, gives its completions."""
     chosen = problems(asked.data / SETS[name])[: asked.items]
     if model:
@@ -243,7 +248,8 @@ def _evaluated(asked: argparse.Namespace, name: str, model: Any) -> list[dict[st
         )
     else:
         completions = [*given(chosen, lambda p: p.solution if asked.reference else "")]
-    outcomes = tried(completions, Limits(asked.cpu, asked.wall), asked.workers)
+    limits = Limits(asked.cpu, asked.wall)
+    outcomes = tried(completions, limits, asked.workers, alone=alone)
     counts = {
         "prompts did not fit the context": sum(c.text is None for c in completions),
         "were ended by their length": sum(not c.finished for c in completions),

@@ -91,8 +91,28 @@ class Outcome:
 LIMITS = Limits()
 
 
-def run(program: str, check: Check, *, limits: Limits = LIMITS) -> Outcome:
+@dataclass(frozen=True)
+class Protection:
+    """What holds a program on this machine.
+
+    Attributes:
+        alone: whether it has namespaces of its own: no network, no files but Python's.
+        held: all that holds, in words.
+    """
+
+    alone: bool
+    held: list[str]
+
+
+def run(program: str, check: Check, *, limits: Limits = LIMITS, alone: bool = True) -> Outcome:
     """Whether a program's functions do what they should.
+
+    Args:
+        program: Python that nobody trusts.
+        check: what it must do.
+        limits: of time and memory.
+        alone: whether nothing is run without namespaces; False: the filter of system calls is
+            enough.
 
     Raises:
         SeriatimError: the machine cannot protect itself: nothing was run.
@@ -104,7 +124,8 @@ def run(program: str, check: Check, *, limits: Limits = LIMITS) -> Outcome:
             ({"role": "judge", **vars(check)}, [answers, asks, judged]),
         ]
         candidate, judge = (
-            stack.enter_context(_guest(spec, files, limits)) for spec, files in halves
+            stack.enter_context(_guest(spec | {"alone": alone}, files, limits))
+            for spec, files in halves
         )
         for file in (asked, asks, answers, answered, judged):
             file.close()  # each end is left to one process, so that its end is seen
@@ -112,7 +133,7 @@ def run(program: str, check: Check, *, limits: Limits = LIMITS) -> Outcome:
         if said is None:
             return Outcome(False, f"more than {limits.wall:g} seconds")
         if not said:
-            _explain(judge, limits)
+            _refuse_unheld(judge, alone)
             return Outcome(False, "the checks were ended")
         found = Outcome(**json.loads(said))
         with suppress(subprocess.TimeoutExpired):
@@ -121,16 +142,21 @@ def run(program: str, check: Check, *, limits: Limits = LIMITS) -> Outcome:
         return found
 
 
-def protection() -> list[str]:
+def protection() -> Protection:
     """What holds on this machine, after trying all that must not work.
 
     Raises:
-        SeriatimError: something that must not work does.
+        SeriatimError: something that must not work does, or nothing can be held here.
     """
-    found = run(ACTS, Check(["tried"], "assert tried() == [], tried()"))
+    check = Check(["tried"], "assert tried() == [], tried()")
+    alone = True
+    try:
+        found = run(ACTS, check)
+    except SeriatimError:
+        alone, found = False, run(ACTS, check, alone=False)
     if not found.passed:
         raise SeriatimError(f"this machine cannot hold a hostile program: {found.why}")
-    return found.held
+    return Protection(alone, found.held)
 
 
 # What a program must not be able to do; each act would harm nobody.
@@ -220,11 +246,12 @@ def _read(file: BinaryIO, seconds: float) -> bytes | None:
     return b""
 
 
-def _explain(judge: subprocess.Popen[bytes], limits: Limits) -> None:
-    """Refuses a machine on which the process of the checks could not even begin."""
+def _refuse_unheld(judge: subprocess.Popen[bytes], alone: bool) -> None:
+    """Raises where a process could not give up what it should: then none has run anything."""
     with suppress(subprocess.TimeoutExpired):
         if judge.wait(1) == UNHELD:
+            namespaces = " that grants user namespaces" * alone
             raise SeriatimError(
-                "this machine lets no process give up what it could do harm with",
-                expected="Linux with seccomp, on x86-64 or AArch64",
+                "a hostile program cannot be held here",
+                expected=f"Linux on x86-64 or AArch64 with seccomp{namespaces}",
             )

@@ -50,15 +50,16 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def protect(folder: str, limits: dict[str, int]) -> list[str]:
+def protect(folder: str, limits: dict[str, int], alone: bool) -> list[str]:
     """Gives up all that is not needed; what holds then, in words.
 
     Args:
         folder: an empty one, in which the file system that it sees is put together.
         limits: by the names of `resource`'s constants.
+        alone: whether namespaces of its own must be granted.
 
     Raises:
-        OSError: the calls of the system cannot be filtered: nothing else would do.
+        OSError: they are not; or the calls of the system cannot be filtered.
     """
     held = []
     try:
@@ -67,10 +68,16 @@ def protect(folder: str, limits: dict[str, int]) -> list[str]:
         _see_only([*filter(os.path.isdir, [*_LIBRARIES, *sys.path])], folder)
         held.append("no files but Python's own and the system's libraries, all read-only")
     except OSError as error:
+        if alone:
+            raise
         held.append(f"no namespaces ({error}): it can read what you can read, and change nothing")
         os.chdir(folder)
     for name, most in limits.items():
-        resource.setrlimit(getattr(resource, name), (most, most + (name == "RLIMIT_CPU")))
+        kind = getattr(resource, name)
+        _, hard = resource.getrlimit(kind)
+        hard = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+        most = min(most, hard)
+        resource.setrlimit(kind, (most, min(most + (name == "RLIMIT_CPU"), hard)))
     _called("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     _called("capset", struct.pack("Ii", 0x20080522, 0), bytes(24))  # no capabilities are left
     _filter()
@@ -189,6 +196,7 @@ def candidate(spec: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
         replies.write(answer.encode() + b"\n")
         replies.flush()
 
+    reply(lambda: None)  # it is held
     reply(lambda: exec(compile(spec["program"], "candidate.py", "exec"), names))
     for line in requests:
         name, args, kwargs = json.loads(line)
@@ -212,6 +220,8 @@ def judge(spec: dict[str, Any], replies: BinaryIO, requests: BinaryIO, verdict: 
         requests.flush()
         return answer()
 
+    if not replies.readline(LONGEST):  # the candidate could not be held, and has run nothing
+        sys.exit(UNHELD)
     names: dict[str, Any] = {"__name__": "judge"}
     try:
         answer()
@@ -238,7 +248,7 @@ def main() -> None:
     files = [os.fdopen(int(fd), mode) for fd, mode in spec["fds"]]
     sys.set_int_max_str_digits(DIGITS)
     try:
-        spec["held"] = protect(spec["folder"], spec["limits"])
+        spec["held"] = protect(spec["folder"], spec["limits"], spec["alone"])
     except OSError:
         sys.exit(UNHELD)
     {"candidate": candidate, "judge": judge}[spec["role"]](spec, *files)

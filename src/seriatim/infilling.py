@@ -29,14 +29,14 @@ def infill(
         RequestError: there is a prompt as well, the model cannot fill a gap, or what is around it
             cannot be shown.
     """
-    around = {
+    asked = {
         "files": files,
         "file": file,
         "repository": repository,
         "context_budget": context_budget,
     }
     if prefix is None and suffix is None:
-        if idle := [n for n, v in {"fim_order": order, **around}.items() if v is not None]:
+        if idle := [n for n, v in {"fim_order": order, **asked}.items() if v is not None]:
             seen = f"{idle[0]} is given without prefix and suffix"
             raise RequestError(seen, fix="leave it out")
         return None
@@ -46,7 +46,7 @@ def infill(
     family = code.of(codec)
     before, after = _text(codec, "prefix", prefix), _text(codec, "suffix", suffix)
     order = "psm" if order is None else order
-    if all(value is None for value in around.values()):
+    if all(value is None for value in asked.values()):
         ids, account = code.infill(codec, family, before, after, order), None
     else:
         around = _repository(codec, files, file, repository, context_budget)

@@ -143,7 +143,7 @@ class _Python:
             return not self._depth
         if not self._comment:
             self._escaped = letter == "\\"
-            self._in_string(letter) if self._quote else self._in_code(letter)
+            (self._in_string if self._quote else self._in_code)(letter)
         return False
 
     def _in_string(self, letter: str) -> None:
@@ -158,7 +158,7 @@ class _Python:
         if letter == "#":
             self._comment = True
             return
-        if letter and letter == pair:
+        if letter == pair:
             self._quote = 3 * letter
         elif letter in "'\"":
             self._quote, self._fresh = letter, True

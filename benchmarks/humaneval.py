@@ -225,8 +225,8 @@ def main() -> None:
     asked = parser.parse_args()
     if (asked.model is not None) + asked.reference + asked.empty != 1:
         parser.error("one of MODEL, --reference and --empty is needed")
-    if not 1 <= max(asked.k) <= asked.samples:
-        parser.error(f"--k {max(asked.k)} needs as many --samples")
+    if not 1 <= min(asked.k) <= max(asked.k) <= asked.samples:
+        parser.error(f"--k is {asked.k} and --samples {asked.samples}: each k is 1 to that")
     held = protection()
     for line in held.held:
         print(f"a trial has {line}", file=sys.stderr)

@@ -137,7 +137,7 @@ def run(program: str, check: Check, *, limits: Limits = LIMITS, alone: bool = Tr
             return Outcome(False, "the checks were ended")
         found = Outcome(**json.loads(said))
         with suppress(subprocess.TimeoutExpired):
-            if found.why.startswith("EOFError") and candidate.wait(1) == -signal.SIGXCPU:
+            if found.why.startswith("EOFError") and candidate.wait(5) == -signal.SIGXCPU:
                 return replace(found, why=f"more than {limits.cpu} seconds of processor time")
         return found
 
@@ -249,7 +249,7 @@ def _read(file: BinaryIO, seconds: float) -> bytes | None:
 def _refuse_unheld(judge: subprocess.Popen[bytes], alone: bool) -> None:
     """Raises where a process could not give up what it should: then none has run anything."""
     with suppress(subprocess.TimeoutExpired):
-        if judge.wait(1) == UNHELD:
+        if judge.wait(5) == UNHELD:
             namespaces = " that grants user namespaces" * alone
             raise SeriatimError(
                 "a hostile program cannot be held here",

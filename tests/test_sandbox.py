@@ -327,6 +327,24 @@ def test_a_prompt_that_does_not_fit_fails_and_is_counted(humaneval, folder):
     assert humaneval.tried(made[2:], humaneval.Limits(wall=120), 1)[0].why.startswith("the prompt")
 
 
+def test_the_script_prints_figures_and_keeps_completions(humaneval, folder, monkeypatch, capsys):
+    out = folder / "out.jsonl"
+    asked = ["humaneval.py", "--data", str(folder), "--wall", "120", "--workers", "1"]
+    for way, passed in (("--reference", "1.0000"), ("--empty", "0.0000")):
+        monkeypatch.setattr(sys, "argv", [*asked, way, "--out", str(out)])
+        humaneval.main()
+        said, held = capsys.readouterr()
+        assert said.startswith(f"humaneval\tpass@1\t{passed}\t± 0.")
+        assert "system calls" in held
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [line["task_id"] for line in lines] == ["T/twice", "T/thrice"]
+        assert {line["passed"] for line in lines} == {way == "--reference"}
+    for wrong in ([], ["tales", "--empty"], ["tales", "--k", "2"], ["--empty", "--k", "0"]):
+        monkeypatch.setattr(sys, "argv", [*asked, *wrong])
+        with pytest.raises(SystemExit):
+            humaneval.main()
+
+
 def test_reference_solutions_pass_and_empty_ones_fail(humaneval, data):
     """A sample of each published set; the script's --reference and --empty take them whole."""
     for name, step in (("humaneval", 20), ("single-line", 200), ("random-span", 30), ("mbpp", 150)):

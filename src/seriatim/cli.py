@@ -15,7 +15,15 @@ import typer
 
 import seriatim
 from seriatim import evaluating, talking, training, verifying, weighing
-from seriatim.arguments import loads, parse_ids, request_options, requests
+from seriatim.arguments import (
+    fills,
+    gap_options,
+    loads,
+    parse_ids,
+    request_options,
+    requests,
+    side,
+)
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
@@ -53,30 +61,17 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 @app.command()
 @loads
 @requests
+@fills
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text, or - to read it from stdin.")] = None,
     *,
     model: Name = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A file of the codec's kind.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="Ids, such as 1,5,9.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Fill a gap: what comes before it.")] = None,
-    suffix: Annotated[str | None, typer.Option(help="What comes after it.")] = None,
-    prefix_file: Annotated[Path | None, typer.Option(help="Likewise, in a file.")] = None,
-    suffix_file: Annotated[Path | None, typer.Option(help="Likewise.")] = None,
     given: Annotated[
         str | None, typer.Option(help="An object in part, of which the rest is generated.")
     ] = None,
     given_file: Annotated[Path | None, typer.Option(help="Likewise, in a file.")] = None,
-    fim_order: Annotated[str | None, typer.Option(help="psm or spm.", show_default="psm")] = None,
-    context_file: Annotated[
-        list[Path] | None,
-        typer.Option(help="Another file to show before the gap, the last nearest; repeatable."),
-    ] = None,
-    context_budget: Annotated[
-        int | None, typer.Option(help="Ids these may take.", show_default="as many as they need")
-    ] = None,
-    file: Annotated[str | None, typer.Option(help="The path of the file with the gap.")] = None,
-    repository: Annotated[str | None, typer.Option(help="Its repository's name.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 1,
     beams: Annotated[
         int | None, typer.Option(help="Search with so many beams: the n best.")
@@ -90,6 +85,7 @@ def generate(
         Path | None, typer.Option(help="Write the output here; of n, FILE-0, FILE-1, ...")
     ] = None,
     as_json: Json = False,
+    gap: dict[str, Any],
     asked: dict[str, Any],
     loading: dict[str, Any],
 ) -> None:
@@ -100,17 +96,9 @@ def generate(
     options: dict[str, Any] = request_options(asked)
     options |= {"prompt_logprobs": True} if prompt_logprobs else {}
     options |= {} if logprobs is None else {"logprobs": logprobs}
-    gap = {
-        "prefix": _side("--prefix", prefix, prefix_file),
-        "suffix": _side("--suffix", suffix, suffix_file),
-        "fim_order": fim_order,
-        "files": _files(context_file),
-        "file": None if file is None else typed("--file", file),
-        "repository": None if repository is None else typed("--repository", repository),
-        "context_budget": context_budget,
-        "given": _side("--given", given, given_file),
-    }
-    options |= {name: value for name, value in gap.items() if value is not None}
+    options |= gap_options(gap)
+    if (part := side("--given", given, given_file)) is not None:
+        options |= {"given": part}
     if out is not None:
         check_out(out)
     loaded = _load(model, loading)
@@ -299,21 +287,6 @@ def _prompt(text: str | None, path: Path | None, ids: str | None) -> Any:
     if text == "-":
         return stdin_text()
     return path if text is None else typed("PROMPT", text)
-
-
-def _side(name: str, text: str | None, path: Path | None) -> str | Path | None:
-    """What stands on one side of a gap."""
-    if text is not None and path is not None:
-        raise RequestError(f"{name} and {name}-file are given", expected="one of them")
-    return path if text is None else typed(name, text)
-
-
-def _files(paths: list[Path] | None) -> dict[str, Path] | None:
-    """Files by the paths they were named with."""
-    files = {path.as_posix(): path for path in paths or ()}
-    if len(files) < len(paths or ()):
-        raise RequestError("--context-file names a file twice", fix="leave one out")
-    return files or None
 
 
 def _tell_files(files: "Sequence[Shown] | None") -> None:

@@ -4,7 +4,7 @@ Everything here is a fold over `Engine.step()`: one request is a batch of one, a
 that generates nothing, the whole answer is the end of the stream.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import log
 from pathlib import Path
@@ -78,6 +78,10 @@ class Model:
         prefix: Any = None,
         suffix: Any = None,
         fim_order: str | None = None,
+        files: Mapping[str, str | Path] | None = None,
+        file: str | None = None,
+        repository: str | None = None,
+        context_budget: int | None = None,
         **options: Any,
     ) -> Any:
         """Continue a prompt, one id at a time, until a stop or a full context.
@@ -91,7 +95,12 @@ class Model:
             prefix, suffix: instead of a prompt: what comes before and after a gap that the model
                 fills, if it was trained to; each text or a `Path`. `fim_order` is "psm" (default)
                 or "spm": which of the two it reads first.
-            options: max_tokens (default: until the context is full), min_tokens, temperature
+            files: other files, by path, that the model reads before the gap, the last one nearest
+                to it; each a text or a `Path`. `file` is the path of the file with the gap,
+                `repository` its name. `context_budget` is how many ids `files` may take: what does
+                not fit is left out, and `.files` says what; without it none is (docs/code.md).
+            options: until ("line", "block" or "braces": where a piece of code ends), max_tokens
+                (default: until the context is full), min_tokens, temperature
                 (default 1.0; 0 is greedy), dynatemp_range, dynatemp_exponent, top_k, typical_p,
                 top_p, min_p, xtc_probability, xtc_threshold, filters (their order),
                 repetition_penalty, presence_penalty, frequency_penalty, dry_multiplier, dry_base,
@@ -118,7 +127,8 @@ class Model:
             'length'
         """
         count = whole("n", n, 1, MOST_SAMPLES)
-        if gap := infilling.infill(self, prompt, prefix, suffix, fim_order):
+        around = dict(files=files, file=file, repository=repository, context_budget=context_budget)
+        if gap := infilling.infill(self, prompt, prefix, suffix, fim_order, **around):
             return requesting.run(self, [gap[0]], count, stop, options, gap[1])[0]
         prompts = requesting.numbered(self, prompt if several(prompt) else [prompt])
         results = requesting.run(self, prompts, count, stop, options)
@@ -132,6 +142,10 @@ class Model:
         prefix: Any = None,
         suffix: Any = None,
         fim_order: str | None = None,
+        files: Mapping[str, str | Path] | None = None,
+        file: str | None = None,
+        repository: str | None = None,
+        context_budget: int | None = None,
         **options: Any,
     ) -> Stream:
         """The pieces of `generate`'s answer as they come, then its `.result()`.
@@ -147,7 +161,8 @@ class Model:
                 expected="one prompt, and one sample of it",
                 fix="use generate",
             )
-        if gap := infilling.infill(self, prompt, prefix, suffix, fim_order):
+        around = dict(files=files, file=file, repository=repository, context_budget=context_budget)
+        if gap := infilling.infill(self, prompt, prefix, suffix, fim_order, **around):
             return open_stream(self, gap[0], stop, options, extras=gap[1])
         return open_stream(self, self.prompt_ids(prompt), stop, options)
 

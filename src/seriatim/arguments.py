@@ -1,4 +1,4 @@
-"""Command-line options that several commands share: those of `seriatim.load`, of a request."""
+"""Command-line options in groups: those of `seriatim.load`, of a request, and of a gap."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -70,6 +70,9 @@ def _requesting(
     banned_ids: Annotated[str | None, typer.Option(help="Not these.")] = None,
     seed: Annotated[int | None, typer.Option(show_default="drawn; --json says it")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Ends it with its line, block (by indentation) or braces.")
+    ] = None,
     speculate: Annotated[
         str | None, typer.Option(help="ngram or suffix: guesses from what was said; same ids.")
     ] = None,
@@ -101,6 +104,26 @@ def _requesting(
     """The options of a request, for the commands that generate."""
 
 
+def _filling(
+    *,
+    prefix: Annotated[str | None, typer.Option(help="Fill a gap: what comes before it.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="What comes after it.")] = None,
+    prefix_file: Annotated[Path | None, typer.Option(help="Likewise, in a file.")] = None,
+    suffix_file: Annotated[Path | None, typer.Option(help="Likewise.")] = None,
+    fim_order: Annotated[str | None, typer.Option(help="psm or spm.", show_default="psm")] = None,
+    context_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another file to show before the gap, the last nearest; repeatable."),
+    ] = None,
+    context_budget: Annotated[
+        int | None, typer.Option(help="Ids these may take.", show_default="as many as they need")
+    ] = None,
+    file: Annotated[str | None, typer.Option(help="The path of the file with the gap.")] = None,
+    repository: Annotated[str | None, typer.Option(help="Its repository's name.")] = None,
+) -> None:
+    """The options of a gap to fill, for the commands that generate."""
+
+
 def loads(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the options of `load`, which reach it together as `loading`."""
     return _given("loading", _loading, command)
@@ -109,6 +132,11 @@ def loads(command: Callable[..., None]) -> Callable[..., None]:
 def requests(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the options of a request, which reach it together as `asked`."""
     return _given("asked", _requesting, command)
+
+
+def fills(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of a gap, which reach it together as `gap`."""
+    return _given("gap", _filling, command)
 
 
 def _given(group: str, source: Callable[..., None], command: Callable[..., None]) -> Callable:
@@ -143,6 +171,35 @@ def request_options(asked: dict[str, Any]) -> dict[str, Any]:
     if "choice" in options:
         options["choices"] = [typed("--choice", text) for text in options.pop("choice")]
     return options | {"stop": [typed("--stop", text) for text in asked["stop"] or ()]}
+
+
+def gap_options(gap: dict[str, Any]) -> dict[str, Any]:
+    """Options of a gap as they were typed, as `Model.generate` takes them; those that are given."""
+    names = ("file", "repository")
+    options = {
+        "prefix": side("--prefix", gap["prefix"], gap["prefix_file"]),
+        "suffix": side("--suffix", gap["suffix"], gap["suffix_file"]),
+        "fim_order": gap["fim_order"],
+        "files": _files(gap["context_file"]),
+        "context_budget": gap["context_budget"],
+        **{n: None if gap[n] is None else typed(f"--{n}", gap[n]) for n in names},
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def side(name: str, text: str | None, path: Path | None) -> str | Path | None:
+    """A text, from the one of two ways that was used."""
+    if text is not None and path is not None:
+        raise RequestError(f"{name} and {name}-file are given", expected="one of them")
+    return path if text is None else typed(name, text)
+
+
+def _files(paths: list[Path] | None) -> dict[str, Path] | None:
+    """Files by the paths they were named with."""
+    files = {path.as_posix(): path for path in paths or ()}
+    if len(files) < len(paths or ()):
+        raise RequestError("--context-file names a file twice", fix="leave one out")
+    return files or None
 
 
 def _constraints(asked: dict[str, Any]) -> dict[str, str]:

@@ -16,8 +16,15 @@ import typer
 
 import seriatim
 from seriatim import evaluating, talking, training, verifying, weighing
-from seriatim.arguments import loads, parse_ids, request_options, requests
-from seriatim.codecs import Joint
+from seriatim.arguments import (
+    fills,
+    gap_options,
+    loads,
+    parse_ids,
+    request_options,
+    requests,
+    side,
+)
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
@@ -35,6 +42,8 @@ from seriatim.terminal import (
 
 if TYPE_CHECKING:
     from seriatim.api import Model
+    from seriatim.codecs import Joint
+    from seriatim.codecs._repository import Shown
     from seriatim.results import Result, Score
 
 DEFAULT = "tales"
@@ -54,21 +63,17 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 @app.command()
 @loads
 @requests
+@fills
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text, or - to read it from stdin.")] = None,
     *,
     model: Name = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A file of the codec's kind.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="Ids, such as 1,5,9.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Fill a gap: what comes before it.")] = None,
-    suffix: Annotated[str | None, typer.Option(help="What comes after it.")] = None,
-    prefix_file: Annotated[Path | None, typer.Option(help="Likewise, in a file.")] = None,
-    suffix_file: Annotated[Path | None, typer.Option(help="Likewise.")] = None,
     given: Annotated[
         str | None, typer.Option(help="An object in part, of which the rest is generated.")
     ] = None,
     given_file: Annotated[Path | None, typer.Option(help="Likewise, in a file.")] = None,
-    fim_order: Annotated[str | None, typer.Option(help="psm or spm.", show_default="psm")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 1,
     beams: Annotated[
         int | None, typer.Option(help="Search with so many beams: the n best.")
@@ -85,6 +90,7 @@ def generate(
         bool, typer.Option("--together", help="With --out: all n in that one file.")
     ] = False,
     as_json: Json = False,
+    gap: dict[str, Any],
     asked: dict[str, Any],
     loading: dict[str, Any],
 ) -> None:
@@ -95,13 +101,9 @@ def generate(
     options: dict[str, Any] = request_options(asked)
     options |= {"prompt_logprobs": True} if prompt_logprobs else {}
     options |= {} if logprobs is None else {"logprobs": logprobs}
-    gap = {
-        "prefix": _side("--prefix", prefix, prefix_file),
-        "suffix": _side("--suffix", suffix, suffix_file),
-        "fim_order": fim_order,
-        "given": _side("--given", given, given_file),
-    }
-    options |= {name: value for name, value in gap.items() if value is not None}
+    options |= gap_options(gap)
+    if (part := side("--given", given, given_file)) is not None:
+        options |= {"given": part}
     if out is not None:
         check_out(out)
     elif together:
@@ -116,6 +118,7 @@ def generate(
     with spinner("generating"):
         results = _answers(loaded, start, n, beams, best_of, options)
     _say(loaded, model is None)
+    _tell_files(results[0][0].files)
     if out is not None and together:
         _save_all(loaded, [result.output for result, _ in results], out)
     for index, (result, more) in enumerate(results):
@@ -297,11 +300,11 @@ def _prompt(text: str | None, path: Path | None, ids: str | None) -> Any:
     return path if text is None else typed("PROMPT", text)
 
 
-def _side(name: str, text: str | None, path: Path | None) -> str | Path | None:
-    """What stands on one side of a gap."""
-    if text is not None and path is not None:
-        raise RequestError(f"{name} and {name}-file are given", expected="one of them")
-    return path if text is None else typed(name, text)
+def _tell_files(files: "Sequence[Shown] | None") -> None:
+    """What the budget left out of the prompt."""
+    for file in files or ():
+        if not file.ids or file.lines < file.total:
+            tell(f"--context-file {plain(file.path)}: {file.lines} of {file.total} lines are shown")
 
 
 def _answers(
@@ -336,6 +339,7 @@ def _stream(model: "Model", prompt: Any, options: dict[str, Any], *, say: bool) 
     """Text as it comes; on a terminal the prompt stands in front of it, in grey, on stderr."""
     stream = model.stream(prompt, **options)
     _say(model, say)
+    _tell_files(stream.files)
     if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty():
         sys.stderr.write(f"\x1b[2m{prompt}\x1b[0m")
         sys.stderr.flush()
@@ -363,8 +367,10 @@ def _save_all(model: "Model", outputs: Sequence[Any], path: Path) -> None:
         _joint(model).write_all(outputs, path)
 
 
-def _joint(model: "Model") -> Joint:
+def _joint(model: "Model") -> "Joint":
     """The codec, where it can write several objects into one file."""
+    from seriatim.codecs import Joint
+
     if isinstance(model.codec, Joint):
         return model.codec
     name = "none" if model.codec is None else f"the codec {model.codec.name}"
@@ -386,6 +392,7 @@ def _as_dict(index: int, result: "Result") -> dict[str, Any]:
     """The fields of `Result` that are JSON; `output` as `text`."""
     hidden = {"output", "samples"}
     facts = {name: value for name, value in vars(result).items() if name not in hidden}
+    facts["files"] = None if result.files is None else [*map(asdict, result.files)]
     return {"sample": index, **facts, "usage": asdict(result.usage) | {"gain": result.usage.gain}}
 
 

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from seriatim.breakers import breaking_ids
-from seriatim.codecs import Codec, Watch
+from seriatim.codecs import Codec, Spelt, Watch
 from seriatim.codecs import Stream as Decoding
+from seriatim.codecs._repository import Shown
+from seriatim.codecs._until import RULES, Rule
 from seriatim.constraints import constraining
 from seriatim.constraints.constraining import Constraints
 from seriatim.engine.engine import Engine
@@ -23,7 +25,7 @@ from seriatim.speculating import Drafting
 
 MOST_SAMPLES, MOST_STOPS, LONGEST_STOP = 128, 16, 256
 # What may be asked of a request.
-KNOWN = NAMES | constraining.NAMES | {"n", "stop", "prompt_logprobs"}
+KNOWN = NAMES | constraining.NAMES | {"n", "stop", "until", "prompt_logprobs"}
 
 Prompt = Any  # the codec's object, a pathlib.Path to a file of it, a list of ids, or None
 
@@ -36,11 +38,15 @@ class Extras:
         shown: special ids that show as text, by that text.
         guides: made anew for each sample.
         ends: ids that end it beside the model's own.
+        before: the text that it goes on from; default: what its prompt says.
+        files: how much its prompt shows of other files, if there are any.
     """
 
     shown: Mapping[int, str] = field(default_factory=dict)
     guides: Sequence[Callable[[], Guide]] = ()
     ends: Sequence[int] = ()
+    before: str | None = None
+    files: Sequence[Shown] | None = None
 
 
 class Visible:
@@ -192,10 +198,11 @@ def open_stream(
     """One request, queued."""
     named = model.drafting.resolved(model, _named(model, options), partial(content, model))
     watch, stops = None, stop_strings(stop, model.codec)
+    rule = _rule(model, named.pop("until", None), ids, extras.before)
     if model.codec is not None:
         minimum = named.get("min_tokens", 0)
         decoding = Visible(model.codec.stream(after=ids), extras.shown)
-        watch = Watch(decoding, stops, minimum=minimum)
+        watch = Watch(decoding, stops, minimum=minimum, rule=rule)
     guides = [*model.constraints.guides(ids, named), *(make() for make in extras.guides)]
     named = {name: value for name, value in named.items() if name not in constraining.NAMES}
     top = logprobs("prompt_logprobs", named.pop("prompt_logprobs", False))
@@ -203,7 +210,7 @@ def open_stream(
     request = model.engine.add(
         ids, sample=sample, watch=watch, rows=scores, guides=guides, ends=extras.ends, **named
     )
-    return Stream(model.engine, request, model.codec, watch, scores)
+    return Stream(model.engine, request, model.codec, watch, scores, extras.files)
 
 
 def finish(engine: Engine, requests: Sequence[Request]) -> None:
@@ -233,6 +240,20 @@ def _named(model: Asked, options: Mapping[str, Any]) -> dict[str, Any]:
         given = named["dry_breakers"]
         named["dry_breakers"] = breaking_ids(given, model.codec, model.vocab_size)
     return named
+
+
+def _rule(model: Asked, until: Any, ids: Sequence[int], before: str | None) -> Rule | None:
+    """What ends a piece of code that goes on from a prompt."""
+    if until is None:
+        return None
+    if not isinstance(until, str) or until not in RULES:
+        expected = " or ".join(map(repr, RULES))
+        raise RequestError(f"until is {shown(until)}", expected=expected)
+    codec = codec_of(model, "until")
+    if not isinstance(codec, Spelt):
+        raise RequestError(f"until needs a codec of text, and the model's is {codec.name}")
+    said = codec.decode(ids) if before is None else before
+    return RULES[until](said.decode(errors="replace") if isinstance(said, bytes) else said)
 
 
 def stop_strings(stop: Any, codec: Codec | None) -> list[str]:

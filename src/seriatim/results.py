@@ -1,11 +1,12 @@
 """What a request gives back: whole results, pieces of a stream, scores. Made by `api.py`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from seriatim.codecs import Codec, Watch
+from seriatim.codecs._repository import Shown
 from seriatim.engine.engine import Engine
 from seriatim.engine.request import Request, Usage
 from seriatim.scoring import Logprobs
@@ -20,8 +21,8 @@ class Result:
         output: the codec's object for `ids`, up to a stop string; None without a codec.
         text: `output` as text, U+FFFD where bytes form no character.
         finish_reason: "stop", "length" or, of a closed stream, "abort"; `stop` is the end id or
-            stop string met, "complete" (nothing may follow by a constraint), "loop",
-            "max_tokens", "context" or "abort".
+            stop string met, "line", "block" or "braces" (`until`), "complete" (nothing may follow
+            by a constraint), "loop", "max_tokens", "context" or "abort".
         logprobs: of each id, under the model itself; None unless asked for. `stop_logprob` is the
             end id's; `top_logprobs` the likeliest (id, logprob) at each place.
         prompt_logprobs: of each prompt id but the first (None); None unless asked for.
@@ -29,6 +30,7 @@ class Result:
         usage: counts and milliseconds by phase.
         samples: all `n` results; the first says what this one says.
         reencodes: whether encoding `output` gives `ids` again.
+        files: of a gap with other files: how much of each the prompt shows.
         message: of a chat: role, content and, where it was reasoned, reasoning_content.
     """
 
@@ -47,6 +49,7 @@ class Result:
     prompt_top_logprobs: list[list[tuple[int, float]] | None] | None = None
     samples: list["Result"] = field(default_factory=list, repr=False)
     reencodes: bool | None = None
+    files: list[Shown] | None = None
     message: dict[str, Any] | None = None
 
 
@@ -102,8 +105,9 @@ class Stream:
         codec: Codec | None,
         watch: Watch | None,
         scores: Logprobs | None,
+        files: Sequence[Shown] | None = None,
     ) -> None:
-        self.engine, self.request, self.codec = engine, request, codec
+        self.engine, self.request, self.codec, self.files = engine, request, codec, files
         self._watch, self._scores = watch, scores
         self._shown, self._texts, self._over = request.prompt, 0, False
 
@@ -170,6 +174,7 @@ class Stream:
             prompt_logprobs=None if self._scores is None else self._scores.listed(),
             prompt_top_logprobs=None if self._scores is None else self._scores.likeliest(),
             reencodes=None if codec is None else not codec.differs(ids),
+            files=None if self.files is None else list(self.files),
         )
 
     def _moved(self) -> bool:

@@ -1,12 +1,14 @@
 """Stop strings, found in generated text across and inside ids; no part of one is ever shown.
 
 The one that completes first is met (of several that complete at the same character, the longest),
-so what is found depends on the text only, never on how ids cut it.
+so what is found depends on the text only, never on how ids cut it. A rule (`_until`) is met
+likewise, and holds back what may turn out to lie behind the end.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from seriatim.codecs._until import Rule
 from seriatim.errors import RequestError
 
 if TYPE_CHECKING:
@@ -20,24 +22,37 @@ class Watch:
         stream: gives the text of each id.
         stop: the strings to watch for.
         minimum: how many ids pass unwatched at first.
+        rule: ends the stream too; it sees what passes unwatched.
 
     Raises:
         RequestError: a stop string is empty or no string.
     """
 
-    def __init__(self, stream: "Stream", stop: Sequence[str] = (), *, minimum: int = 0) -> None:
+    def __init__(
+        self,
+        stream: "Stream",
+        stop: Sequence[str] = (),
+        *,
+        minimum: int = 0,
+        rule: Rule | None = None,
+    ) -> None:
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise RequestError(f"stop string {text!r}", expected="a string that is not empty")
         self._stream, self._held, self._met = stream, "", None
         self._unwatched = minimum
-        self._stops = [_Progress(text) for text in dict.fromkeys(stop)]
+        self._rules = [] if rule is None else [rule]
+        self._stops: list[Rule] = [*map(_Progress, dict.fromkeys(stop)), *self._rules]
 
     def feed(self, id: int, /) -> tuple[str, str | None]:
-        """The text that may be shown now, and the stop string that `id` completed, if any."""
+        """The text that may be shown now, and the stop string or rule that `id` met, if any."""
         if self._unwatched > 0:
             self._unwatched -= 1
-            return self._stream.feed(id), None
+            text = self._stream.feed(id)
+            for rule in self._rules:
+                for letter in text:
+                    rule.advance(letter)  # no end counts yet
+            return text, None
         if self._met is None:
             for letter in self._stream.feed(id):
                 self._advance(letter)
@@ -54,15 +69,16 @@ class Watch:
 
     def _advance(self, letter: str) -> None:
         self._held += letter
-        met = [stop.text for stop in self._stops if stop.advance(letter)]
+        met = [stop for stop in self._stops if stop.advance(letter)]
         if met:
-            self._met = max(met, key=len)
-            self._held = self._held[: -len(self._met)]
+            longest = max(met, key=lambda stop: stop.done)
+            self._met = longest.text
+            self._held = self._held[: max(0, len(self._held) - longest.done)]
 
     def _shown(self) -> str:
         """Takes all but the longest tail that could still begin a stop string."""
         hold = 0 if self._met is not None else max((stop.done for stop in self._stops), default=0)
-        cut = len(self._held) - hold
+        cut = max(0, len(self._held) - hold)
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
 

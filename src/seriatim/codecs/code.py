@@ -4,6 +4,9 @@ A prompt shows what comes before and after the gap, in the order prefix, suffix,
 prefix, middle (Bavarian et al. 2022, arXiv:2207.14255), and the model writes the middle. The ids
 around the parts are the tokenizer's own added ones; the parts are plain text, whatever they say.
 
+Other files of a repository stand before the gap: behind the family's own marks of files, or else
+in its prefix, each behind a comment with its path.
+
     code.infill(codec, code.of(codec), "def f(x):\n    return ", "\n")
     codec = code.train(texts, vocab_size=4096)  # with StarCoder's ids
 """
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from seriatim.codecs import Codec, text
 from seriatim.codecs._cuts import CUTS
+from seriatim.codecs._repository import Repository, Shown, comment, fitted
 from seriatim.errors import FileError, RequestError, shown
 
 if TYPE_CHECKING:
@@ -35,6 +39,9 @@ class Family:
         file, repository: the texts before a file's and a repository's name.
         ends: texts whose ids end the middle, beside those of `psm`, `file` and `repository`.
         tight: a suffix begins without the space that the tokenizer puts in front of a text.
+        outside: the name of the file with the gap, and that of the repository, end with a newline
+            before the ids of the gap; else the first begins the prefix.
+        between: the text of `file` stands between files, and not before the first.
     """
 
     name: str
@@ -44,6 +51,8 @@ class Family:
     repository: str = ""
     ends: tuple[str, ...] = ()
     tight: bool = False
+    outside: bool = False
+    between: bool = False
 
     @property
     def marks(self) -> set[str]:
@@ -76,11 +85,11 @@ FAMILIES = (
     Family(
         "Qwen2.5-Coder", (_QWEN[0], PREFIX, _QWEN[1], SUFFIX, _QWEN[2]),
         file="<|file_sep|>", repository="<|repo_name|>",
-        ends=("<|fim_pad|>", "<|endoftext|>", "<|im_end|>"),
+        ends=("<|fim_pad|>", "<|endoftext|>", "<|im_end|>"), outside=True,
     ),
     Family(
         "CodeGemma", (_QWEN[0], PREFIX, _QWEN[1], SUFFIX, _QWEN[2]),
-        file="<|file_separator|>",
+        file="<|file_separator|>", outside=True, between=True,
     ),
     Family(
         "DeepSeek-Coder",
@@ -121,8 +130,83 @@ def infill(codec: Codec, family: Family, prefix: Any, suffix: Any, order: str = 
         RequestError: an order that is none, or that the family does not have; a text that the
             vocabulary cannot express.
     """
-    after = _tight(codec, family, suffix) if family.tight else part(codec, family, suffix)
+    after = _piece(codec, family, suffix, first=False)
     return framed(codec, family, part(codec, family, prefix), after, order)
+
+
+def surrounded(
+    codec: Codec, family: Family, prefix: str, suffix: str, around: Repository, order: str = "psm"
+) -> tuple[list[int], list[Shown]]:
+    """The ids of `infill` with other files before them, and how much of these is shown.
+
+    Args:
+        codec: of the model.
+        family: how it writes a gap, and files.
+        prefix, suffix: what is around the gap in its own file.
+        around: the other files, names, and the budget of ids.
+        order: "psm" or "spm".
+
+    Raises:
+        RequestError: as `infill`; a name that the family has no place for; files that nothing
+            would tell from the prefix.
+    """
+    if around.name and not family.repository:
+        seen = f"repository is {shown(around.name)} and {family.name} has no mark for its name"
+        raise RequestError(seen, fix="leave it out")
+    if around.files and not (family.file or around.file):
+        seen = f"files are given and {family.name} has no mark between files"
+        raise RequestError(seen, expected="file, the path of the one with the gap")
+    files, account = _files(codec, family, around)
+    if not family.file:
+        own = comment(around.file) if around.file else ""
+        before = [*files, *_piece(codec, family, own + prefix, first=not files)]
+        after = _piece(codec, family, suffix, first=False)
+        return framed(codec, family, before, after, order), account
+    own = f"{around.file}\n" if around.file else ""
+    mark = [] if family.between and not files else [codec.added[family.file]]
+    lead = [*_repository(codec, family, around.name), *files, *mark]
+    if family.outside:
+        lead, own = [*lead, *part(codec, family, own)], ""
+    return [*lead, *infill(codec, family, own + prefix, suffix, order)], account
+
+
+def _repository(codec: Codec, family: Family, name: str) -> list[int]:
+    """The ids of a repository's name."""
+    if not name:
+        return []
+    text = f"{name}\n" if family.outside else name
+    return [codec.added[family.repository], *part(codec, family, text)]
+
+
+def _files(codec: Codec, family: Family, around: Repository) -> tuple[list[int], list[Shown]]:
+    """The ids of the files that fit the budget, and an account of all."""
+    ways = (True, False) if family.tight else (True,)
+
+    def cost(path: str, text: str) -> int:
+        return max(len(_file(codec, family, path, text, first)) for first in ways)
+
+    ids: list[int] = []
+    account = []
+    for path, kept, lines, total in fitted(around, cost):
+        own = [] if kept is None else _file(codec, family, path, kept, not ids)
+        own = own[1:] if family.between and not ids else own
+        account.append(Shown(path, lines, total, len(own)))
+        ids += own
+    return ids, account
+
+
+def _file(codec: Codec, family: Family, path: str, text: str, first: bool) -> list[int]:
+    """The ids of a file: its mark and path, or a comment; its last line ends."""
+    text += "" if not text or text.endswith("\n") else "\n"
+    if not family.file:
+        return _piece(codec, family, comment(path) + text, first)
+    return [codec.added[family.file], *part(codec, family, f"{path}\n{text}")]
+
+
+def _piece(codec: Codec, family: Family, text: str, first: bool) -> list[int]:
+    """The ids of a text that begins a prefix, or goes on from another."""
+    tight = family.tight and not first
+    return _tight(codec, family, text) if tight else part(codec, family, text)
 
 
 def part(codec: Codec, family: Family, raw: Any) -> list[int]:

@@ -46,6 +46,22 @@ def share(right: Sequence[bool]) -> tuple[float, float]:
     return p, sqrt(p * (1 - p) / n + 1 / (4 * n * n)) / (1 + 1 / n)
 
 
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """How probable it is that one of k samples passes: without bias, from `samples` of a problem.
+
+    1 - C(n - c, k) / C(n, k), as a product of terms of which none is large (Chen et al. 2021,
+    arXiv:2107.03374, equation 1 and figure 3).
+
+    Example:
+        >>> round(pass_at_k(4, 2, 2), 4), pass_at_k(10, 1, 10), pass_at_k(10, 0, 1)
+        (0.8333, 1.0, 0.0)
+    """
+    missed = 1.0
+    for left in range(samples - passed + 1, samples + 1):
+        missed *= max(0.0, 1 - k / left)
+    return 1 - missed
+
+
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Difference:
     """The difference of two shares of the same items; `p` is McNemar's, exact.
 

@@ -93,7 +93,7 @@ class ProteinCodec:
             sequence, changed = self.symbols.clean(record.sequence.strip())
         except Odd as odd:
             raise odd.refused(f"position {odd.index + 1} of the sequence", RequestError) from None
-        record = Record(sequence, "", self._mark(record.mark), record.changed + changed)
+        record = Record(sequence, "", self.mark_of(record.mark), record.changed + changed)
         if (most := self.columns.get(record.mark)) and len(record) > most:
             family = f" of {record.mark}" * bool(record.mark)
             seen = f"the row{family} has {len(record)} symbols"
@@ -255,8 +255,12 @@ class ProteinCodec:
         mark, colon, rest = raw.partition(":")
         return Record(rest, "", mark.strip()) if colon and self.marks else Record(raw)
 
-    def _mark(self, mark: str) -> str:
-        """A mark as it is, or the one that goes without saying."""
+    def mark_of(self, mark: str) -> str:
+        """A mark as it is, or the one that goes without saying.
+
+        Raises:
+            RequestError: there is no such mark, or there are several and none is given.
+        """
         if mark in self.marks or not (mark or self.marks):
             return mark
         if not mark and (self.options.direction == "both" or len(self.marks) == 1):
@@ -283,7 +287,7 @@ class ProteinCodec:
         try:
             sequence, changed = self.symbols.clean("".join(entry.lines))
             name, mark = self._named_mark(entry.name)
-            mark = self._mark(mark or self._family(path))
+            mark = self.mark_of(mark or self._family(path))
         except Odd as odd:
             raise odd.refused(entry.where(odd.index), FileError) from None
         except RequestError as error:

@@ -116,7 +116,6 @@ def generate(
 
 
 app.command()(rating.score)
-app.command()(rating.variants)
 app.command()(training.train)
 
 
@@ -179,6 +178,7 @@ app.command()(talking.chat)
 app.command()(weighing.quantize)
 app.command()(weighing.compare)
 app.command()(weighing.export)
+app.command()(rating.variants)
 app.command()(verifying.verify)
 app.command("eval", cls=evaluating.Several)(evaluating.evaluate)
 

@@ -231,7 +231,7 @@ def made(name: str) -> Codec | None:
     name, _, options = name.partition(":")
     module = registry.get(PACKAGE, name)
     if hasattr(module, "make"):
-        return module.make(_options(name, options))
+        return module.make(_typed(name, options))
     if not hasattr(module, "train"):
         raise RequestError(f"codec {name} is made of a model's folder", fix="name that folder")
     if options:
@@ -239,7 +239,7 @@ def made(name: str) -> Codec | None:
     return None
 
 
-def _options(name: str, text: str) -> dict[str, str]:
+def _typed(name: str, text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",") if part]
     found = {key.strip(): value.strip() for key, _, value in pairs}
     if len(found) < len(pairs) or not all(key and sign for key, sign, _ in pairs):

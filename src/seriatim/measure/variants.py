@@ -240,7 +240,8 @@ def aligned(wild: str, consensus: str, *, protein: bool = True) -> list[int | No
     """For each column of a family the index of the wild type's residue, or None.
 
     A local alignment by Biopython's `PairwiseAligner` to the consensus without its gaps: BLOSUM62
-    with -11 and -1 for gaps (as BLAST), or for DNA and RNA 2, -3 and gaps of -5 and -2.
+    with -11 and -1 for gaps (as BLAST), or for DNA and RNA 2, -3 and gaps of -5 and -2. Its ends
+    are prolonged without gaps as far as both go: a family's outer columns are seldom conserved.
 
     Raises:
         RequestError: Biopython is not installed, or nothing aligns.
@@ -257,14 +258,23 @@ def aligned(wild: str, consensus: str, *, protein: bool = True) -> list[int | No
         how = {"match_score": 2.0, "mismatch_score": -3.0}
         how |= {"open_gap_score": -5.0, "extend_gap_score": -2.0}
     aligner = PairwiseAligner(mode="local", **how)
-    columns: list[int | None] = [None] * len(consensus)
     kept = [at for at, letter in enumerate(consensus) if letter != GAP]
     plain = "".join(consensus[at] for at in kept)
     if aligner.score(wild, plain) <= 0:
         raise RequestError("the wild type aligns with none of the family", fix="check the family")
-    for (start, end), (first, _) in zip(*aligner.align(wild, plain)[0].aligned, strict=True):
-        for step in range(end - start):
-            columns[kept[first + step]] = int(start + step)
+    (spans, others) = aligner.align(wild, plain)[0].aligned
+    pairs = [
+        (int(first) + step, int(start) + step)
+        for (start, end), (first, _) in zip(spans, others, strict=True)
+        for step in range(end - start)
+    ]
+    (first, start), (last, end) = pairs[0], pairs[-1]
+    before, after = min(first, start), min(len(plain) - last, len(wild) - end)
+    pairs += [(first - n, start - n) for n in range(1, before + 1)]
+    pairs += [(last + n, end + n) for n in range(1, after)]
+    columns: list[int | None] = [None] * len(consensus)
+    for column, index in pairs:
+        columns[kept[column]] = index
     return columns
 
 

@@ -10,6 +10,7 @@ import typer
 import seriatim
 from seriatim.arguments import loads
 from seriatim.errors import RequestError, ResourceError
+from seriatim.files.regular import is_file
 from seriatim.requesting import codec_of
 from seriatim.terminal import check_out, plain, spinner, stdin_text, tell, typed, write
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from seriatim.api import Model
 
 DEFAULT = "tales"
+SUFFIXES = (".fasta", ".fa", ".faa", ".fna", ".a3m", ".gz")  # no sequence ends so
 
 Name = Annotated[
     str | None,
@@ -88,7 +90,7 @@ def variants(
     loaded = _load(model, loading)
     codec = codec_of(loaded, "a variant")
     given = typed("--wild", wild)
-    sequence = measure.wild_type(codec, Path(given) if Path(given).is_file() else given).sequence
+    sequence = measure.wild_type(codec, Path(given) if _is_path(given) else given).sequence
     residues = sequence.replace("-", "")
     asked = (
         measure.singles(residues, offset=offset, residues=measure.residues(codec))
@@ -133,6 +135,12 @@ def _checked(model: "Model", path: Path) -> list[tuple[str, Any]] | None:
     found = objects(codec, path)
     first, others = [*islice(found, 1)], sum(1 for _ in found)
     return None if others else first
+
+
+def _is_path(given: str) -> bool:
+    """Whether it is a file, or looks like the name of one."""
+    path = Path(given)
+    return path.suffix.lower() in SUFFIXES or is_file(path)
 
 
 def _print_score(file: str, record: str, facts: dict[str, Any], as_json: bool) -> None:

@@ -318,6 +318,8 @@ class ProteinCodec:
         return any(len(self.alphabet) <= id < self.ends[0] for id in ids)
 
     def _first_mark(self, ids: Sequence[int]) -> str:
+        if not self.marks:
+            return ""
         first = next((id for id in ids if self._is_mark([id])), None)
         return "" if first is None else self.marks[first - len(self.alphabet)]
 

@@ -226,6 +226,9 @@ class Frame:
     def _columns(self, wild: str) -> list[int | None] | None:
         """For each column the index of a residue; None where sequences stay as they are."""
         count, consensus = self.codec.columns[self.mark], self.codec.consensus.get(self.mark)
+        if GAP in wild and count and len(wild) != count:
+            seen = f"the wild type has gaps and {len(wild)} symbols"
+            raise RequestError(seen, expected=f"a row of {count} columns, or no gaps")
         if GAP in wild or (count and len(wild) == count):
             residue = iter(range(len(wild)))
             return [None if letter == GAP else next(residue) for letter in wild]

@@ -17,7 +17,7 @@ Options, as in "protein:gaps=true,direction=both":
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from seriatim.codecs import VERSION, _fasta
-from seriatim.codecs._files import named, write_json
+from seriatim.codecs import _fasta
+from seriatim.codecs._base import Base, refused, words
+from seriatim.codecs._files import named
 from seriatim.codecs._options import parse
 from seriatim.codecs._residues import BACKWARD, FORWARD, Families, Odd, Options, Profile, Symbols
 from seriatim.errors import FileError, RequestError, SeriatimError, did_you_mean
@@ -58,7 +59,7 @@ class Record:
         return len(self.sequence)
 
 
-class ProteinCodec:
+class ProteinCodec(Base):
     """Ids of symbols, then of marks, then the one that starts and ends a sequence.
 
     Its raw object is a `Record`. A plain `str` is its literal form: a sequence, with its mark
@@ -69,14 +70,14 @@ class ProteinCodec:
     suffixes = (".fasta", ".fa", ".faa", ".fna", ".a3m", ".gz")
 
     def __init__(self, options: Options) -> None:
-        self.options = options
+        self.options, self.how = asdict(options), options
         self.symbols, families = Symbols(options), Families(options)
         self.alphabet, self.unit = self.symbols.alphabet, self.symbols.unit
         self.marks, self.columns = families.marks, families.columns
         self.consensus = families.consensus
         self.size = len(self.alphabet) + len(self.marks) + 1
         self.start = self.ends = (self.size - 1,)
-        self.specials = self.added = {END_TEXT: self.size - 1}
+        self.specials = {END_TEXT: self.size - 1}
         self._ids = {letter: id for id, letter in enumerate(self.alphabet)}
 
     # ---------------------------------------------------------------- raw objects
@@ -102,8 +103,8 @@ class ProteinCodec:
 
     def backward(self, mark: str) -> bool:
         """Whether what has this mark goes from C to N."""
-        both = self.options.direction == "both"
-        return mark == BACKWARD if both else self.options.direction == "backward"
+        both = self.how.direction == "both"
+        return mark == BACKWARD if both else self.how.direction == "backward"
 
     def turned(self, letters: str, mark: str) -> str:
         """From the order of ids to that of a record, and back."""
@@ -122,11 +123,7 @@ class ProteinCodec:
     def decode(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> Record:
         """The record of `ids`; its mark is the first in front of them."""
         mark = self._first_mark([*after, *ids])
-        return Record(self.turned("".join(map(self._letter, ids)), mark), "", mark)
-
-    def stream(self, *, after: Sequence[int] = ()) -> "_Letters":
-        """Symbols in the order of the ids."""
-        return _Letters(self._letter)
+        return Record(self.turned("".join(map(self.shown, ids)), mark), "", mark)
 
     def units(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> int:
         """How many symbols."""
@@ -136,17 +133,13 @@ class ProteinCodec:
         """Whether `ids` are anything but symbols, behind a mark or in the middle of a sequence."""
         return any(id >= len(self.alphabet) for id in ids[int(self._is_mark(ids[:1])) :])
 
-    def prompt(self, raw: "Record | str", /) -> list[int]:
-        """The start id and those of `raw`."""
-        return [*self.start, *self.encode(raw)]
-
-    def weave(self, parts: Sequence[Any], *, quoted: Collection[str] = ()) -> list[int]:
-        """The ids of records with special ids between."""
-        return [id for p in parts for id in ([p] if isinstance(p, int) else self.encode(p))]
+    def shown(self, id: int) -> str:
+        """A symbol; marks and the end are none."""
+        return self.alphabet[id] if 0 <= id < len(self.alphabet) else ""
 
     def pieces(self) -> list[bytes]:
         """A symbol's byte for each id, none for marks and the end."""
-        return [self._letter(id).encode() for id in range(self.size)]
+        return [self.shown(id).encode() for id in range(self.size)]
 
     def lead(self, after: Sequence[int], /) -> bytes:
         """Nothing is dropped."""
@@ -158,11 +151,11 @@ class ProteinCodec:
         end, symbols = self.ends[0], len(self.alphabet)
         begun = whole[len(whole) - whole[::-1].index(end) :] if end in whole else whole
         if self.marks and not begun:
-            return _words(range(symbols, end), self.size)
+            return words(self._bits(range(symbols, end)))
         count, most = self.units(begun), self.columns.get(self._first_mark(begun), 0)
         more = range(symbols) if not most or count < most else ()
         over = (end,) if count and (not most or count >= most) else ()
-        return _words([*more, *over], self.size)
+        return words(self._bits([*more, *over]))
 
     # ---------------------------------------------------------------- files
 
@@ -186,7 +179,7 @@ class ProteinCodec:
             except FileError as error:
                 yield f"line {entry.line}", error
                 continue
-            if self.options.direction == "both" and not self._named_mark(entry.name)[1]:
+            if self.how.direction == "both" and not self._named_mark(entry.name)[1]:
                 odd = hashlib.sha256(record.sequence.encode()).digest()[0] & 1
                 record = replace(record, mark=BACKWARD if odd else FORWARD)
             yield f"line {entry.line}", record
@@ -204,7 +197,7 @@ class ProteinCodec:
         How long the first row of a family is, every row must be; the consensus is the commonest
         residue of each column, or a gap where most rows have one.
         """
-        if not self.options.gaps or self.options.consensus:
+        if not self.how.gaps or self.how.consensus:
             return self
         profiles = {label: Profile(self.alphabet) for label in self.columns}
         for path in files:
@@ -218,7 +211,7 @@ class ProteinCodec:
             columns.append(str(len(profile)))
             consensus.append(profile.consensus())
         found = {"columns": "+".join(columns), "consensus": "+".join(consensus)}
-        return ProteinCodec(replace(self.options, **found))
+        return ProteinCodec(replace(self.how, **found))
 
     def examples(self) -> list[Record]:
         """All symbols, in every mark there is."""
@@ -236,12 +229,6 @@ class ProteinCodec:
         fasta = f">{record.name}\n{record.sequence}\n"
         return {"text/plain": self.turned(record.sequence, record.mark), "text/x-fasta": fasta}
 
-    def save(self, folder: Path, /) -> None:
-        """Writes codec.json, which is all there is."""
-        options = asdict(self.options)
-        content = {"codec": self.name, "version": VERSION, "options": options}
-        write_json(folder / "codec.json", content)
-
     # ---------------------------------------------------------------- parts
 
     def _parsed(self, raw: Any) -> Record:
@@ -249,7 +236,7 @@ class ProteinCodec:
         if isinstance(raw, Record):
             return raw
         if not isinstance(raw, str):
-            raise RequestError(f"{type(raw).__name__} given to codec protein", expected="a Record")
+            raise refused(self.name, raw, "a Record, or text")
         if raw.startswith(">"):
             return self._only(_fasta.parsed(BytesIO(raw.encode(errors="surrogatepass"))), None)
         mark, colon, rest = raw.partition(":")
@@ -263,7 +250,7 @@ class ProteinCodec:
         """
         if mark in self.marks or not (mark or self.marks):
             return mark
-        if not mark and (self.options.direction == "both" or len(self.marks) == 1):
+        if not mark and (self.how.direction == "both" or len(self.marks) == 1):
             return self.marks[0]
         fix = did_you_mean(mark, self.marks) if self.marks else "leave it out"
         expected = "MARK:SEQUENCE" if self.marks else "none: the codec has no marks"
@@ -308,11 +295,13 @@ class ProteinCodec:
 
     def _family(self, path: Path | None) -> str:
         """The longest label that a file's name begins with."""
-        name = "" if path is None or not self.options.families else path.name.casefold()
+        name = "" if path is None or not self.how.families else path.name.casefold()
         return max((m for m in self.marks if name.startswith(m.casefold())), key=len, default="")
 
-    def _letter(self, id: int) -> str:
-        return self.alphabet[id] if 0 <= id < len(self.alphabet) else ""
+    def _bits(self, ids: Iterable[int]) -> np.ndarray:
+        bits = np.zeros(self.size, bool)
+        bits[[*ids]] = True
+        return bits
 
     def _is_mark(self, ids: Sequence[int]) -> bool:
         return any(len(self.alphabet) <= id < self.ends[0] for id in ids)
@@ -327,21 +316,6 @@ class ProteinCodec:
         """As many as the columns of a mark."""
         count = self.columns.get(mark, 0)
         return (letters * (count // len(letters) + 1))[:count] if count else letters
-
-
-class _Letters:
-    """A stream without state: each id is a symbol or none."""
-
-    def __init__(self, letter: Any) -> None:
-        self._letter = letter
-
-    def feed(self, id: int, /) -> str:
-        """The symbol."""
-        return self._letter(id)
-
-    def finish(self) -> str:
-        """Nothing is left."""
-        return ""
 
 
 def make(options: Mapping[str, Any]) -> ProteinCodec:
@@ -376,10 +350,3 @@ def specimens() -> list[ProteinCodec]:
         ProteinCodec(Options(gaps=True, columns="9")),
         ProteinCodec(Options(gaps=True, families="A1+B", columns="5+7", consensus=consensus)),
     ]
-
-
-def _words(ids: Any, size: int) -> np.ndarray:
-    """A mask as the contract of `Lawful` has it."""
-    bits = np.zeros(-(-size // 32) * 32, np.uint8)
-    bits[list(ids)] = 1
-    return np.packbits(bits, bitorder="little").view(np.uint32)

@@ -216,7 +216,7 @@ class Frame:
 
     def records(self, row: str) -> list[Record]:
         """What is scored: in both directions, where the codec has both."""
-        both = self.codec.options.direction == "both"
+        both = self.codec.how.direction == "both"
         return [Record(row, "", mark) for mark in ((FORWARD, BACKWARD) if both else (self.mark,))]
 
     def scored(self, index: int) -> bool:
@@ -235,7 +235,7 @@ class Frame:
         if count and consensus is None:
             seen = f"the wild type has {len(wild)} residues, and the model knows no consensus"
             raise RequestError(seen, expected=f"a row of its {count} columns, with gaps")
-        protein = self.codec.options.alphabet == "protein"
+        protein = self.codec.how.alphabet == "protein"
         return aligned(wild, consensus, protein=protein) if consensus else None
 
 
@@ -337,7 +337,7 @@ def wild_type(codec: Codec, given: str | Path) -> Record:
     Raises:
         RequestError, FileError: a symbol outside the alphabet, or another number of records.
     """
-    options = codec.options if isinstance(codec, ProteinCodec) else Options()
+    options = codec.how if isinstance(codec, ProteinCodec) else Options()
     reader = ProteinCodec(Options(alphabet=options.alphabet, gaps=options.gaps))
     return reader.read(given) if isinstance(given, Path) else reader.canonical(given)
 

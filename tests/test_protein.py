@@ -146,6 +146,9 @@ def test_families_are_told_apart_by_file_header_or_literal(tmp_path):
     records = [raw for _, raw in FAMILIES.records(fasta(tmp_path, content, "pf1_seed.fasta"))]
     assert records == [Record("AC-D", "x", "PF1"), Record("ACDEFG", "y", "PF10")]
     assert FAMILIES.read(fasta(tmp_path, ">x\nACDEFG", "PF10.fa")).mark == "PF10", "the longest"
+    content = ">benchmark=PF1 mark=PF1\nAC-D\n>mark=PF1\nAC-D\n"
+    names = [raw.name for _, raw in FAMILIES.records(fasta(tmp_path, content))]
+    assert names == ["benchmark=PF1", ""]
     ((place, message),) = found(FAMILIES, fasta(tmp_path, "\n>x\nAC-D\n"))
     assert place == "line 2"
     assert "line 2: the mark is ''" in message
@@ -162,6 +165,9 @@ def test_columns_are_learned_from_the_files_and_rows_must_have_them(tmp_path):
     )
     with pytest.raises(RequestError, match="the row has 5 symbols; expected at most 4"):
         fitted.encode("ACDEF")
+    both = codecs.made("protein:gaps=true,direction=both").fitted([path])
+    assert both.columns == {"1": 4, "2": 4}
+    assert both.consensus == {"1": "AC-E", "2": "AC-E"}
     assert fitted.fitted([tmp_path / "none"]) is fitted
     assert CODEC.fitted([tmp_path / "none"]) is CODEC
     with pytest.raises(RequestError, match="no row of PF2"):

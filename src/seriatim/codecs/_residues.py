@@ -99,17 +99,19 @@ class Families:
         self.marks = _marks(options)
         keys = self.marks or ("",)
         self.columns = dict(zip(keys, _columns(options, len(keys)), strict=True))
-        self.consensus = self._rows(options.consensus, Symbols(options).alphabet)
+        self.consensus = self._rows(options) if options.consensus else {}
 
-    def _rows(self, given: str, alphabet: str) -> dict[str, str]:
-        if not given:
-            return {}
-        rows = dict(zip(self.columns, given.split("+"), strict=False))
-        right = [0 < len(row) == self.columns[label] for label, row in rows.items()]
-        known = set(given) <= {*alphabet, "+"}
-        if not known or not all(right) or given.count("+") + 1 != len(self.columns):
-            raise RequestError(f"protein:consensus is {given!r:.60}", expected="a row of each")
-        return rows
+    def _rows(self, options: Options) -> dict[str, str]:
+        rows = options.consensus.split("+")
+        rows *= 1 if options.families else len(self.columns)
+        right = [
+            0 < len(row) == most for row, most in zip(rows, self.columns.values(), strict=False)
+        ]
+        known = set("".join(rows)) <= {*Symbols(options).alphabet}
+        if not known or not all(right) or len(rows) != len(self.columns):
+            seen = f"protein:consensus is {options.consensus!r:.60}"
+            raise RequestError(seen, expected="a row of each family")
+        return dict(zip(self.columns, rows, strict=True))
 
 
 class Profile:

@@ -33,7 +33,7 @@ from seriatim.codecs._residues import BACKWARD, FORWARD, Families, Odd, Options,
 from seriatim.errors import FileError, RequestError, SeriatimError, did_you_mean
 
 END_TEXT = "<|end|>"
-_MARKED = re.compile(r"(.*?) ?mark=(\S+)")  # at the end of a FASTA name
+_MARKED = re.compile(r"(?:(.*) )?mark=(\S+)")  # at the end of a FASTA name
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,12 @@ class ProteinCodec(Base):
         """
         if not self.how.gaps or self.how.consensus:
             return self
-        profiles = {label: Profile(self.alphabet) for label in self.columns}
+        several = self.how.families != ""
+        profiles = {label: Profile(self.alphabet) for label in (self.marks if several else ("",))}
         for path in files:
             for _, record in self.records(path):
                 if isinstance(record, Record):
-                    profiles[record.mark].add(record.sequence)
+                    profiles[record.mark if several else ""].add(record.sequence)
         columns, consensus = [], []
         for label, profile in profiles.items():
             if not profile.rows:
@@ -291,7 +292,7 @@ class ProteinCodec(Base):
     def _named_mark(self, name: str) -> tuple[str, str]:
         """A name in FASTA, and the mark that it ends with."""
         match = _MARKED.fullmatch(name) if self.marks else None
-        return (match[1], match[2]) if match else (name, "")
+        return (match[1] or "", match[2]) if match else (name, "")
 
     def _family(self, path: Path | None) -> str:
         """The longest label that a file's name begins with."""

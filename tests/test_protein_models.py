@@ -164,5 +164,6 @@ def test_variants_of_a_text_model_stand_in_their_frame(protgpt2):
     mutant = f"\nMKVLAC{lines[6:]}\n"
     assert row.log_likelihood == -model.score(mutant).nats
     assert row.log_ratio == row.log_likelihood - row.wild_log_likelihood
-    with pytest.raises(SeriatimError):
-        [*variants.ratios(model, wild, [variants.Variant("odd", "")], template="{}")]
+    for options in ({"template": "MK"}, {"width": -1}, {"family": "PF1"}):
+        with pytest.raises(SeriatimError, match=next(iter(options))):
+            [*variants.ratios(model, wild, [], **options)]

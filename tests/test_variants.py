@@ -172,6 +172,9 @@ def test_other_codecs_and_symbols_are_refused(model, tmp_path):
         [*ratios(model, WILD, [parse("K2B", WILD)])]
     with pytest.raises(RequestError, match="position 1 of the sequence is '1'"):
         wild_type(model.codec, "1MK")
+    for options in ({"template": "1{}2"}, {"width": 60}):
+        with pytest.raises(RequestError, match="template and width"):
+            [*ratios(model, WILD, [], **options)]
     bare = seriatim.load(tiny.write(tmp_path, codec=False), threads=1)
     with pytest.raises(RequestError, match="needs a codec"):
         [*ratios(bare, WILD, [])]

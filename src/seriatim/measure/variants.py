@@ -154,9 +154,11 @@ def ratios(
         width: of a text model, symbols to a line; 0 is one line.
 
     Raises:
-        RequestError: the model has no codec, or what it has cannot hold the sequences.
+        RequestError: the model has no codec, what it has cannot hold the sequences, or an option
+            is for models of another kind.
     """
     codec = codec_of(model, "a variant")
+    _check(codec, family=family, template=template, width=width)
     frame = Frame(codec, wild, family) if isinstance(codec, ProteinCodec) else None
     known: dict[str, float] = {}
 
@@ -178,6 +180,20 @@ def ratios(
         with named(variant.name):
             value = likelihood(variant.sequence)
         yield Ratio(variant, value - base, value, base, names)
+
+
+def _check(codec: Codec, *, family: str, template: str, width: int) -> None:
+    """Refuse what would have no effect."""
+    if not isinstance(codec, ProteinCodec):
+        if family:
+            seen = f"family is {family!r:.40}, and the codec is {codec.name}"
+            raise RequestError(seen, fix="leave it out")
+        if "{}" not in template or width < 0:
+            seen = f"template is {template!r:.80}, width {width}"
+            raise RequestError(seen, expected="{} in the template, and a width of 0 or more")
+    elif template != "{}" or width:
+        seen = "template and width are given, and the codec is protein"
+        raise RequestError(seen, fix="leave them out: they are for models of text")
 
 
 class Frame:

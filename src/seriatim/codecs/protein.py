@@ -78,7 +78,7 @@ class ProteinCodec(Base):
         self.size = len(self.alphabet) + len(self.marks) + 1
         self.start = self.ends = (self.size - 1,)
         self.specials = {END_TEXT: self.size - 1}
-        self._ids = {letter: id for id, letter in enumerate(self.alphabet)}
+        self._codes = bytes.maketrans(self.alphabet.encode(), bytes(range(len(self.alphabet))))
 
     # ---------------------------------------------------------------- raw objects
 
@@ -113,7 +113,7 @@ class ProteinCodec(Base):
     def encode(self, raw: "Record | str", /) -> list[int]:
         """Its mark, if the codec has such, and an id for each symbol."""
         record = self.canonical(raw)
-        letters = map(self._ids.__getitem__, self.turned(record.sequence, record.mark))
+        letters = self.turned(record.sequence, record.mark).encode().translate(self._codes)
         return [*([self.mark_id(record.mark)] if record.mark else []), *letters]
 
     def mark_id(self, mark: str) -> int:

@@ -4,6 +4,7 @@ A plain module for tests: `make("qwen3", folder)` writes a Hugging Face folder w
 far from uniform; `reference_logits` runs our forward pass on it, `expected_logits` transformers'.
 """
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
@@ -66,6 +68,40 @@ def _write(
     built.save_pretrained(folder, max_shard_size=size // shards + 1 if shards > 1 else "5GB")
 
 
+def _progen(folder: Path, *, dtype: str = "float32", shards: int = 1) -> None:
+    """GPT-J's weights as ProGen2 has them: query, value and key dealt to eight groups of heads."""
+    gptj = transformers.GPTJForCausalLM(transformers.GPTJConfig(**PROGEN))
+    randomise(gptj)
+    tensors = {k: v.to(getattr(torch, dtype)) for k, v in gptj.state_dict().items()}
+    for layer in range(PROGEN["n_layer"]):
+        stem = f"transformer.h.{layer}.attn."
+        dealt = [tensors.pop(f"{stem}{part}_proj.weight").chunk(8) for part in "qvk"]
+        whole = [part for group in zip(*dealt, strict=True) for part in group]
+        tensors[f"{stem}qkv_proj.weight"] = torch.cat(whole)
+        tensors[f"{stem}masked_bias"] = torch.tensor(-1e9)
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = {**PROGEN, "model_type": "progen", "architectures": ["ProGenForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _transformers(folder: Path, **options: Any) -> Any:
+    """The folder as transformers runs it; ProGen2, which it has not, as the GPT-J that it is."""
+    if json.loads((folder / "config.json").read_text())["model_type"] != "progen":
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, **options
+        )
+    model = transformers.GPTJForCausalLM(transformers.GPTJConfig(**PROGEN)).eval()
+    tensors = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    for name in [name for name in tensors if name.endswith("qkv_proj.weight")]:
+        parts = tensors.pop(name).chunk(24)  # of eight groups: query, value, key
+        for at, part in enumerate("qvk"):
+            tensors[name.replace("qkv", part)] = torch.cat(parts[at::3])
+    known = model.state_dict().keys()
+    model.load_state_dict({k: v for k, v in tensors.items() if k in known})
+    return model
+
+
 def _llama(kind: str = "Llama", **config: Any) -> Callable[..., None]:
     return partial(_write, kind + "Config", kind + "ForCausalLM", LLAMA | config)
 
@@ -73,6 +109,19 @@ def _llama(kind: str = "Llama", **config: Any) -> Callable[..., None]:
 def _gpt2(**config: Any) -> Callable[..., None]:
     return partial(_write, "GPT2Config", "GPT2LMHeadModel", GPT2 | config)
 
+
+PROGEN = dict(
+    vocab_size=VOCAB,
+    n_embd=128,
+    n_layer=2,
+    n_head=16,
+    n_positions=256,
+    rotary_dim=4,
+    activation_function="gelu_new",
+    layer_norm_epsilon=1e-5,
+    bos_token_id=1,
+    eos_token_id=2,
+)
 
 VARIANTS: dict[str, Callable[..., None]] = {
     "llama2": _llama(num_key_value_heads=4),
@@ -107,6 +156,7 @@ VARIANTS: dict[str, Callable[..., None]] = {
     "gpt2-plain": _gpt2(
         scale_attn_weights=False, n_head=12, activation_function="relu", tie_word_embeddings=False
     ),
+    "progen": _progen,
 }
 
 # Standard deviations of products: attention is sharp, and outweighs the last id's own embedding.
@@ -145,16 +195,14 @@ def prompt(length: int = 90, seed: int = 7) -> list[int]:
 
 def expected_logits(folder: Path, ids: list[int]) -> np.ndarray:
     """What `transformers` computes in float32: [id, vocab]."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    model = _transformers(folder, attn_implementation="eager")
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].numpy()
 
 
 def expected_ids(folder: Path, ids: list[int], count: int) -> list[int]:
     """The greedy continuation by `transformers`, `count` ids, end ids ignored."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = _transformers(folder)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     given = torch.tensor([ids])

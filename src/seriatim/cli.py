@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
-from seriatim import evaluating, talking, training, verifying, weighing
+from seriatim import evaluating, rating, talking, training, verifying, weighing
 from seriatim.arguments import (
     fills,
     gap_options,
@@ -29,7 +29,6 @@ from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
     failed,
-    plain,
     print_facts,
     print_row,
     replace_closed,
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from seriatim.api import Model
     from seriatim.codecs import Joint
     from seriatim.codecs._repository import Shown
-    from seriatim.results import Result, Score
+    from seriatim.results import Result
 
 DEFAULT = "tales"
 
@@ -130,32 +129,7 @@ def generate(
             write(_text(loaded, result) + "\n")
 
 
-@app.command()
-@loads
-def score(
-    files: Annotated[list[Path], typer.Argument(help="Files of the codec's kind; - is stdin.")],
-    *,
-    model: Name = None,
-    as_json: Json = False,
-    loading: dict[str, Any],
-) -> None:
-    """Bits per unit of files under a model, with their standard error."""
-    from seriatim.codecs._files import named
-    from seriatim.measure.score import total
-
-    loaded = _load(model, loading)
-    contents = [_read(loaded, path) for path in files]  # every file is checked before any work
-    scores = []
-    for path, raw in zip(files, contents, strict=True):
-        with spinner(f"scoring {path.name}"), named(path):
-            scores.append(loaded.score(raw))
-        if len(scores) == 1:
-            _say(loaded, model is None)
-        _print_score(str(path), scores[-1], as_json)
-    if len(files) > 1:
-        _print_score("all", total(scores), as_json)
-
-
+app.command()(rating.score)
 app.command()(training.train)
 
 
@@ -227,6 +201,7 @@ app.command()(talking.chat)
 app.command()(weighing.quantize)
 app.command()(weighing.compare)
 app.command()(weighing.export)
+app.command()(rating.variants)
 app.command()(verifying.verify)
 app.command("eval", cls=evaluating.Several)(evaluating.evaluate)
 
@@ -329,12 +304,6 @@ def _answers(
     return [(c.result, {"sample": c.sample, "score": c.score}) for c in choice.candidates[:n]]
 
 
-def _read(model: "Model", path: Path) -> Any:
-    if model.codec is None:
-        raise RequestError("the model has no codec to read files with", fix="give it a tokenizer")
-    return stdin_text() if str(path) == "-" else model.codec.read(path)
-
-
 def _stream(model: "Model", prompt: Any, options: dict[str, Any], *, say: bool) -> None:
     """Text as it comes; on a terminal the prompt stands in front of it, in grey, on stderr."""
     stream = model.stream(prompt, **options)
@@ -394,14 +363,3 @@ def _as_dict(index: int, result: "Result") -> dict[str, Any]:
     facts = {name: value for name, value in vars(result).items() if name not in hidden}
     facts["files"] = None if result.files is None else [*map(asdict, result.files)]
     return {"sample": index, **facts, "usage": asdict(result.usage) | {"gain": result.usage.gain}}
-
-
-def _print_score(name: str, score: "Score", as_json: bool) -> None:
-    if as_json:
-        hidden = {"ids", "logprobs"}
-        facts = {key: value for key, value in vars(score).items() if key not in hidden}
-        write(json.dumps({"file": name, **facts, "scored": len(score.ids)}) + "\n")
-        return
-    bits = "-" if score.bits_per_unit is None else f"{score.bits_per_unit:.4f}"
-    error = "" if score.error is None else f" ± {score.error:.4f}"
-    write(f"{plain(name)}\t{bits}{error} bits per {score.unit}\t{len(score.ids)} ids\n")

@@ -162,7 +162,7 @@ class Stream:
         return Result(
             ids=ids,
             prompt_ids=prompt,
-            output=None if codec is None else _output(codec.decode(ids, after=prompt), text, r),
+            output=None if codec is None else _output(codec, ids, prompt, text, r),
             text=text,
             finish_reason=r.reason,
             stop=r.stop,
@@ -202,11 +202,26 @@ def with_samples(samples: list[Result]) -> Result:
     return replace(samples[0], samples=samples)
 
 
-def _output(raw: Any, text: str, request: Request) -> Any:
+def _output(codec: Codec, ids: list[int], prompt: list[int], text: str, request: Request) -> Any:
     """The codec's object of all ids, up to the stop string if one was met."""
+    raw = codec.decode(ids, after=prompt)
     if request.reason != "stop" or not isinstance(request.stop, str):
         return raw
-    return _before(raw, text) if isinstance(raw, bytes) else text
+    if isinstance(raw, str):
+        return text
+    if isinstance(raw, bytes):
+        return _before(raw, text)
+    return codec.decode(_shown(codec, ids, prompt, text), after=prompt)
+
+
+def _shown(codec: Codec, ids: list[int], prompt: list[int], text: str) -> list[int]:
+    """The first of `ids`, whose text is `text`; of an object that is no text, whole ids count."""
+    stream, size = codec.stream(after=prompt), 0
+    for count, id in enumerate(ids):
+        size += len(stream.feed(id))
+        if size > len(text):
+            return ids[:count]
+    return ids
 
 
 def _before(raw: bytes, text: str) -> bytes:

@@ -1,12 +1,15 @@
 """Scores put together, and of two models beside each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import log, sqrt
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
-from seriatim.codecs import Codec
-from seriatim.errors import RequestError
+from seriatim.codecs import Codec, Records
+from seriatim.codecs._files import named
+from seriatim.errors import RequestError, SeriatimError
 from seriatim.measure.statistics import Difference, chance, ratios_error
 from seriatim.results import Score
 from seriatim.scoring import RUN, standard_error
@@ -38,6 +41,80 @@ def total(scores: Sequence[Score]) -> Score:
         unscored=sum(score.unscored for score in scores),
         windows=sum(score.windows for score in scores),
     )
+
+
+def objects(codec: Codec, path: Path) -> Iterator[tuple[str, Any]]:
+    """The objects of a file, one at a time: it is one, or holds several, each with its name.
+
+    Raises:
+        FileError: the file, or one of its objects, is refused.
+    """
+    if not isinstance(codec, Records):
+        yield "", codec.read(path)
+        return
+    for place, raw in codec.records(path):
+        if isinstance(raw, SeriatimError):
+            with named(path):
+                raise raw
+        yield getattr(raw, "name", "") or place, raw
+
+
+class Tally:
+    """Scores of any number of objects as one, in constant memory.
+
+    Their errors add in quadrature; where one is too short to have its own, objects are taken as
+    independent draws of a ratio of sums.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.ids = self.units = self.unscored = self.windows = 0
+        self.nats, self._squares = 0.0, np.zeros(3)
+        self._known, self._errors = 0, 0.0
+        self._unit: str | None = None
+
+    def add(self, score: Score) -> Self:
+        """Takes one more; itself.
+
+        Raises:
+            RequestError: it is in another unit.
+        """
+        if self.count and score.unit != self._unit:
+            raise RequestError(f"scores in {self._unit}s and in {score.unit}s", expected="one unit")
+        self._unit, units = score.unit, score.units or 0
+        self.count, self.ids = self.count + 1, self.ids + len(score.ids)
+        self.units, self.nats = self.units + units, self.nats + score.nats
+        self.unscored, self.windows = self.unscored + score.unscored, self.windows + score.windows
+        if score.error is not None:
+            self._known, self._errors = self._known + 1, self._errors + (score.error * units) ** 2
+        bits = score.nats / log(2)
+        self._squares += bits * bits, bits * units, units * units
+        return self
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a score says, by name."""
+        rate = self.nats / log(2) / self.units if self.units else None
+        return {
+            "nats": self.nats,
+            "units": self.units,
+            "unit": self._unit,
+            "bits_per_unit": rate,
+            "error": None if rate is None else self._error(rate),
+            "unscored": self.unscored,
+            "windows": self.windows,
+            "scored": self.ids,
+        }
+
+    def _error(self, rate: float) -> float | None:
+        if self._known == self.count:
+            return sqrt(self._errors) / self.units
+        if self.count < 2:
+            return None
+        bits, both, units = (
+            self._squares.tolist()
+        )  # sum of (bits - rate * units)^2, as `ratio_error`
+        off = max(bits - 2 * rate * both + rate * rate * units, 0.0)
+        return sqrt(off * self.count / (self.count - 1)) / self.units
 
 
 def difference(first: Sequence[Score], second: Sequence[Score], codec: Codec) -> Difference:

@@ -118,7 +118,7 @@ def write(
     if family.spec(whole) != spec:
         raise ModelError("the model has parts that its config.json cannot describe")
     sources = family.sources(spec, ())
-    if any(source.transpose or source.rows for source in sources.values()):
+    if any(source.transpose or source.rows or source.dealt for source in sources.values()):
         raise ModelError(f"model_type {whole['model_type']!r} can be read, not written")
     ids = {key: whole.get(key) for key in ("bos_token_id", "eos_token_id")}
     folder.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,8 @@ def _layer(
 ) -> Any:
     normed = _norm(ops, layer.norm, w, "attention_norm", x)
     x = ops.add(x, _attention(ops, layer.attention, w, normed, index, angles))
+    if layer.parallel:
+        return ops.add(x, _mlp(ops, layer.mlp, w, normed))
     normed = _norm(ops, layer.norm, w, "mlp_norm", x)
     return ops.add(x, _mlp(ops, layer.mlp, w, normed))
 

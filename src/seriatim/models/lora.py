@@ -53,6 +53,8 @@ def modules(base: Checkpoint) -> dict[str, Module]:
     for name, shape in shapes(base.spec).items():
         if len(shape) == 2 and name.startswith(("layers.", "head.")):
             source, stem = sources[name], sources[name].name.removesuffix(".weight")
+            if source.dealt is not None:
+                continue  # no run of rows of what is stored
             rows = source.rows or slice(0, shape[0])
             before = found[stem].parts if stem in found else {}
             outer = max(part.stop for part in (*before.values(), rows))

@@ -128,17 +128,31 @@ def _bad(path: Path, name: str, seen: str, expected: str) -> FileError:
 
 def _joined(name: str, parts: list[tuple[Source, Array]]) -> Array:
     """A tensor as it is stored, from its parts in order."""
-    if parts[0][0].rows is not None:
-        parts = sorted(parts, key=lambda part: part[0].rows.start if part[0].rows else 0)
+    parts = sorted(parts, key=lambda part: _order(part[0]))
     kinds = {dtype_name(array) for _, array in parts}
     if len(kinds) > 1:
         raise ModelError(f"the parts of {name} are {' and '.join(sorted(kinds))}", expected="one")
     blocks = [array for _, array in parts if isinstance(array, Blocks)]
+    groups = parts[0][0].dealt[0] if parts[0][0].dealt else 1
+    if blocks and groups > 1:
+        seen = f"the rows of {name} are dealt to {groups} groups, which blocks cannot hold"
+        raise ModelError(seen, fix="quantise at load instead, with precision=")
     if blocks:
         return blocks[0] if len(blocks) == 1 else _stacked(name, blocks)
     plain = [array for _, array in parts if not isinstance(array, Blocks)]
-    whole = plain[0] if len(plain) == 1 else np.concatenate(plain)
+    whole = plain[0] if len(plain) == 1 else _woven(plain, groups)
     return whole.T if parts[0][0].transpose else whole
+
+
+def _order(source: Source) -> int:
+    """Where a part stands among those of its tensor."""
+    return source.rows.start if source.rows else source.dealt[2] if source.dealt else 0
+
+
+def _woven(parts: list[np.ndarray], groups: int) -> np.ndarray:
+    """Parts one below the other, in each of the groups that their rows are dealt to."""
+    dealt = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
+    return np.concatenate(dealt, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
 def _stacked(name: str, blocks: list[Blocks]) -> Blocks:

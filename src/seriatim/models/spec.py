@@ -55,11 +55,12 @@ class MLP:
 
 @dataclass(frozen=True)
 class Layer:
-    """x += attention(norm(x)); x += mlp(norm(x))."""
+    """x += attention(norm(x)); x += mlp(norm(x)); parallel: both of one norm, added together."""
 
     attention: Attention
     mlp: MLP
     norm: Norm
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _attention(layer: Layer, width: int) -> dict[str, tuple[int, ...]]:
 
 def _mlp(layer: Layer, width: int) -> dict[str, tuple[int, ...]]:
     m = layer.mlp
-    shapes = _norm("mlp_norm", layer.norm, width)
+    shapes = {} if layer.parallel else _norm("mlp_norm", layer.norm, width)
     if m.gated:
         shapes |= _linear("gate", width, m.width, m.bias)
     shapes |= _linear("up", width, m.width, m.bias)

@@ -143,6 +143,8 @@ def _stored_shapes(
             before = shapes.get(source.name, (0,))
             length = before[-1] if turned else before[0]
             shape = (max(length, source.rows.stop), *shape[1:])
+        elif source.dealt is not None:
+            shape = (source.dealt[1] * shape[0], *shape[1:])
         shapes[source.name] = shape[::-1] if turned else shape
     return shapes
 
@@ -157,9 +159,13 @@ def _check_tensor(name: str, array: Array, shape: tuple[int, ...]) -> None:
 
 def _take(array: Array, source: Source) -> Array:
     if isinstance(array, Blocks):
-        return array if source.rows is None else _panels(array, source)
+        return array if source.rows is source.dealt is None else _panels(array, source)
     part = array.T if source.transpose else array
     part = part if source.rows is None else part[source.rows]
+    if source.dealt is not None:
+        groups, parts, index = source.dealt
+        width = part.shape[1:]
+        part = part.reshape(groups, parts, -1, *width)[:, index].reshape(-1, *width)
     taken = np.require(part, requirements=["C", "A"])  # copies only if it must
     if not np.may_share_memory(taken, array):
         forget(array)
@@ -168,8 +174,9 @@ def _take(array: Array, source: Source) -> Array:
 
 def _panels(blocks: Blocks, source: Source) -> Blocks:
     """A part of a fused tensor in blocks, which must be whole panels."""
-    assert source.rows is not None
     try:
+        if source.rows is None:
+            raise ValueError("their rows are dealt to groups")
         return blocks.rows(source.rows)
     except ValueError as error:
         raise ModelError(

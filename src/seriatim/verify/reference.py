@@ -70,8 +70,11 @@ class _Pass:
         return y + bias
 
     def layer(self, layer: Layer, at: str, x: np.ndarray) -> np.ndarray:
-        x = x + self.attend(layer.attention, at, self.norm(layer.norm, f"{at}attention_norm", x))
-        return x + self.feed(layer.mlp, at, self.norm(layer.norm, f"{at}mlp_norm", x))
+        normed = self.norm(layer.norm, f"{at}attention_norm", x)
+        x = x + self.attend(layer.attention, at, normed)
+        if not layer.parallel:
+            normed = self.norm(layer.norm, f"{at}mlp_norm", x)
+        return x + self.feed(layer.mlp, at, normed)
 
     def feed(self, mlp: MLP, at: str, x: np.ndarray) -> np.ndarray:
         up = self.linear(f"{at}up", x)

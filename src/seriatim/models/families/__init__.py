@@ -22,6 +22,7 @@ class Source:
     name: str
     transpose: bool = False
     rows: slice | None = None  # of a fused tensor; the parts together are all its rows
+    dealt: tuple[int, int, int] | None = None  # groups of rows, parts of each group, which part
 
 
 class Family(Protocol):

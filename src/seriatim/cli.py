@@ -29,6 +29,7 @@ from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
     failed,
+    plain,
     print_facts,
     print_row,
     replace_closed,

@@ -17,7 +17,6 @@ import typer
 import seriatim
 from seriatim import evaluating, talking, training, verifying, weighing
 from seriatim.arguments import loads, parse_ids, request_options, requests
-from seriatim.codecs import Joint
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
@@ -35,6 +34,7 @@ from seriatim.terminal import (
 
 if TYPE_CHECKING:
     from seriatim.api import Model
+    from seriatim.codecs import Joint
     from seriatim.results import Result, Score
 
 DEFAULT = "tales"
@@ -363,8 +363,10 @@ def _save_all(model: "Model", outputs: Sequence[Any], path: Path) -> None:
         _joint(model).write_all(outputs, path)
 
 
-def _joint(model: "Model") -> Joint:
+def _joint(model: "Model") -> "Joint":
     """The codec, where it can write several objects into one file."""
+    from seriatim.codecs import Joint
+
     if isinstance(model.codec, Joint):
         return model.codec
     name = "none" if model.codec is None else f"the codec {model.codec.name}"

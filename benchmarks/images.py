@@ -74,7 +74,7 @@ def mnist(asked: argparse.Namespace) -> None:
         name = f"learn-{at // SHEET}.png" if at < LEARNT else "held.png"
         Image.fromarray(on[at : at + SHEET]).save(asked.out / name)
     digest = sha256(np.packbits(on).tobytes()).hexdigest()
-    print(f"pixels that are on: {on.mean():.6f}; sha256 {digest}")
+    print(f"pixels that are on: {on.mean():.6f}; sha256 of the bits {digest}")
     show("floor, independent pixels", bernoulli(on[:LEARNT], on[LEARNT:]))
     codec = f"image:size={SIDE},mode=binary,pack={PACK},sheet=rows"
     context = SIDE * SIDE // PACK + 2  # the mark before it and the one after it

@@ -1,0 +1,238 @@
+"""What codecs of music share: ids by a grammar, files, what is seen and heard."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from seriatim.codecs import _abc, _abc_out, _jsb, _midi, _roll, _synth
+from seriatim.codecs._chorale import END, Singer
+from seriatim.codecs._files import named, read_bytes, read_text, write_json
+from seriatim.codecs._player import Player
+from seriatim.codecs._rendering import Rendering
+from seriatim.codecs._score import Score
+from seriatim.errors import FileError, RequestError, SeriatimError
+
+_END_TEXT = "<|end|>"
+_REMEMBERED = 256  # states of the grammar
+_KINDS = {".mid": "audio/midi", ".midi": "audio/midi", ".png": "image/png", ".wav": "audio/wav"}
+
+
+class MusicCodec(ABC):
+    """What both forms share; 0 starts and ends a sequence."""
+
+    name = "music"
+    unit: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]  # of files that are read and written
+    start = ends = (END,)
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[int, ...], Any] = {}
+
+    # ---- what a form is --------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """As codec.json has them."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """One more than the largest id."""
+
+    @abstractmethod
+    def encode(self, raw: Any, /) -> list[int]:
+        """The ids of a score or chorale, or of its literal form."""
+
+    @abstractmethod
+    def canonical(self, raw: Any, /) -> Any:
+        """What `decode(encode(raw))` gives."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> Any:
+        """What `ids` say; ids that may not stand where they do are passed over."""
+
+    @abstractmethod
+    def stream(self, *, after: Sequence[int] = ()) -> Player | Singer:
+        """A line for each note or frame, once it is whole."""
+
+    @abstractmethod
+    def units(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> int:
+        """How many units `ids` complete."""
+
+    @abstractmethod
+    def examples(self) -> list[Any]:
+        """Objects that the law tests encode."""
+
+    @abstractmethod
+    def played(self, raw: Any, /) -> Score:
+        """What is seen and heard of an object."""
+
+    @abstractmethod
+    def _lines(self, raw: Any) -> str: ...
+
+    @abstractmethod
+    def _literal(self, text: str) -> Any: ...
+
+    @abstractmethod
+    def _of(self, score: Score) -> Any: ...
+
+    @abstractmethod
+    def _begun(self) -> Any: ...
+
+    @abstractmethod
+    def _followed(self, state: Any, id: int) -> Any: ...
+
+    @abstractmethod
+    def _mask(self, state: Any) -> np.ndarray: ...
+
+    # ---- ids -------------------------------------------------------------------------------------
+
+    @property
+    def specials(self) -> dict[str, int]:
+        """Special ids by their text."""
+        return {_END_TEXT: END}
+
+    @property
+    def added(self) -> dict[str, int]:
+        """The same."""
+        return self.specials
+
+    def weave(self, parts: Sequence[Any], *, quoted: Collection[str] = ()) -> list[int]:
+        """The ids of objects with special ids between."""
+        return [id for p in parts for id in ([p] if isinstance(p, int) else self.encode(p))]
+
+    def prompt(self, raw: Any, /) -> list[int]:
+        """The start id and the ids of `raw`."""
+        return [*self.start, *self.encode(raw)]
+
+    def differs(self, ids: Sequence[int]) -> bool:
+        """Whether some of `ids` are passed over, or a note or frame is not whole."""
+        return self.encode(self.decode(ids)) != list(ids)
+
+    def legal(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> np.ndarray:
+        """uint32 words of the ids that may follow: what a canonical object has there."""
+        return words(self._mask(self._state((*after, *ids))))
+
+    def _state(self, ids: tuple[int, ...]) -> Any:
+        """Where the grammar stands; that of one id less is usually known."""
+        if (state := self._states.get(ids)) is None:
+            state = self._states.get(ids[:-1]) if ids else None
+            if state is None:
+                state = self._begun()
+                for id in ids[:-1]:
+                    state = self._followed(state, id)
+            if ids:
+                state = self._followed(state, ids[-1])
+            if len(self._states) >= _REMEMBERED:
+                self._states.clear()
+            self._states[ids] = state
+        return state
+
+    # ---- objects and files -----------------------------------------------------------------------
+
+    def render(self, raw: Any, /) -> Rendering:
+        """Lines of text, a piano roll, MIDI and sound; each is made when it is looked at."""
+        return Rendering(
+            {
+                "text/plain": lambda: self._lines(raw),
+                "image/png": lambda: _roll.content(self.played(raw)),
+                "audio/midi": lambda: _midi.content(self.played(raw)),
+                "audio/wav": lambda: _synth.content(self.played(raw)),
+            }
+        )
+
+    def records(self, path: Path, /) -> Iterator[tuple[str, Any | SeriatimError]]:
+        """Each tune of an .abc file, each piece of a .json file, or the one of another."""
+        match path.suffix.lower():
+            case ".json" if ".json" in self.suffixes:
+                yield from _jsb.pieces(path)
+            case ".abc":
+                for place, tune in _abc.tunes(_text(path)):
+                    yield place, tune if isinstance(tune, SeriatimError) else self._tried(tune)
+            case ".mid" | ".midi":
+                yield "", self._of(_midi.read(path))
+            case ".txt":
+                yield "", self._literal(read_text(path))
+            case other:
+                raise FileError(
+                    f"{path} has the suffix {other!r}", expected=" ".join(sorted(self._readable))
+                )
+
+    @property
+    def _readable(self) -> set[str]:
+        return {*self.suffixes, ".midi", ".txt"} - {".png", ".wav"}
+
+    def _tried(self, score: Score) -> Any:
+        try:
+            return self._of(score)
+        except RequestError as error:
+            return error
+
+    def read(self, path: Path, /) -> Any:
+        """The object in a file that holds one.
+
+        Raises:
+            FileError: it holds none, or several.
+        """
+        with named(path):
+            found = list(self.records(path))
+            if len(found) != 1:
+                fix = "train on it as it is, or write each to a file of its own"
+                raise FileError(f"{path} holds {len(found)} pieces", expected="one", fix=fix)
+            if isinstance(found[0][1], SeriatimError):
+                raise found[0][1]
+            return found[0][1]
+
+    def write(self, raw: Any, path: Path, /) -> None:
+        """Writes a file as its suffix says: MIDI, PNG, WAV, ABC, lines, or JSON of a chorale.
+
+        Raises:
+            RequestError: another suffix, or an object that a file of that kind cannot hold.
+        """
+        match path.suffix.lower():
+            case ".json" if ".json" in self.suffixes:
+                _jsb.write(self.canonical(raw), path)
+            case ".abc":
+                path.write_text(_abc_out.content(self.played(raw)), encoding="utf-8")
+            case ".txt":
+                path.write_text(self._lines(raw), encoding="utf-8")
+            case suffix if suffix in _KINDS:
+                path.write_bytes(self.render(raw)[_KINDS[suffix]])
+            case suffix:
+                expected = " ".join([*self.suffixes, ".midi"])
+                raise RequestError(f"{path} has the suffix {suffix!r}", expected=expected)
+
+    def save(self, folder: Path, /) -> None:
+        """Writes codec.json."""
+        facts = {"codec": self.name, "version": 1, "options": self.options}
+        write_json(folder / "codec.json", facts)
+
+
+def one_tune(text: str) -> Score:
+    """The score of a text that is a tune in ABC."""
+    found = list(_abc.tunes(text))
+    if len(found) != 1:
+        raise RequestError(f"the text holds {len(found)} tunes", expected="one")
+    if isinstance(found[0][1], SeriatimError):
+        raise found[0][1]
+    return found[0][1]
+
+
+def _text(path: Path) -> str:
+    """Of an .abc file: UTF-8, or else Latin-1, which old ones are in."""
+    data = read_bytes(path)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def words(mask: np.ndarray) -> np.ndarray:
+    """bool [id] as uint32 words."""
+    padded = np.zeros(-(-len(mask) // 32) * 32, bool)
+    padded[: len(mask)] = mask
+    return np.packbits(padded, bitorder="little").view(np.uint32)

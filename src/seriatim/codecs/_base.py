@@ -6,12 +6,15 @@ Each id stands for a text of its own; start, end and other special ids stand for
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from seriatim.codecs._files import write_json
 from seriatim.errors import RequestError
+
+if TYPE_CHECKING:
+    from seriatim.codecs import Stream
 
 
 class Base:
@@ -66,7 +69,7 @@ class Base:
         """Whether the object of `ids` has others."""
         return self.encode(self.decode(ids)) != list(ids)
 
-    def stream(self, *, after: Sequence[int] = ()) -> "Base.Shown":
+    def stream(self, *, after: Sequence[int] = ()) -> "Stream":
         """The text of each id as it comes."""
         return Base.Shown(self)
 
@@ -74,7 +77,7 @@ class Base:
         """How many ids there are that are not special."""
         return sum(not self.silent(id) for id in ids)
 
-    def render(self, raw: Any, /) -> dict[str, Any]:
+    def render(self, raw: Any, /) -> Mapping[str, Any]:
         """The texts of its ids."""
         return {"text/plain": "".join(map(self.shown, self.encode(raw)))}
 

@@ -1,47 +1,38 @@
 """What codecs of music share: ids by a grammar, files, what is seen and heard."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from seriatim.codecs import _abc, _abc_out, _jsb, _midi, _roll, _synth
+from seriatim.codecs._base import Base, words
 from seriatim.codecs._chorale import END, Singer
-from seriatim.codecs._files import named, read_bytes, read_text, write_json
+from seriatim.codecs._files import named, read_bytes, read_text
 from seriatim.codecs._player import Player
 from seriatim.codecs._rendering import Rendering
 from seriatim.codecs._score import Score
 from seriatim.errors import FileError, RequestError, SeriatimError
 
-_END_TEXT = "<|end|>"
 _REMEMBERED = 256  # states of the grammar
 _KINDS = {".mid": "audio/midi", ".midi": "audio/midi", ".png": "image/png", ".wav": "audio/wav"}
 
 
-class MusicCodec(ABC):
+class MusicCodec(Base, ABC):
     """What both forms share; 0 starts and ends a sequence."""
 
     name = "music"
-    unit: ClassVar[str]
-    suffixes: ClassVar[tuple[str, ...]]  # of files that are read and written
     start = ends = (END,)
+    specials = MappingProxyType({"<|end|>": END})
 
-    def __init__(self) -> None:
+    def __init__(self, size: int, **options: str | int) -> None:
+        self.size, self.options = size, options
         self._states: dict[tuple[int, ...], Any] = {}
 
     # ---- what a form is --------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def options(self) -> dict[str, Any]:
-        """As codec.json has them."""
-
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """One more than the largest id."""
 
     @abstractmethod
     def encode(self, raw: Any, /) -> list[int]:
@@ -90,28 +81,6 @@ class MusicCodec(ABC):
     def _mask(self, state: Any) -> np.ndarray: ...
 
     # ---- ids -------------------------------------------------------------------------------------
-
-    @property
-    def specials(self) -> dict[str, int]:
-        """Special ids by their text."""
-        return {_END_TEXT: END}
-
-    @property
-    def added(self) -> dict[str, int]:
-        """The same."""
-        return self.specials
-
-    def weave(self, parts: Sequence[Any], *, quoted: Collection[str] = ()) -> list[int]:
-        """The ids of objects with special ids between."""
-        return [id for p in parts for id in ([p] if isinstance(p, int) else self.encode(p))]
-
-    def prompt(self, raw: Any, /) -> list[int]:
-        """The start id and the ids of `raw`."""
-        return [*self.start, *self.encode(raw)]
-
-    def differs(self, ids: Sequence[int]) -> bool:
-        """Whether some of `ids` are passed over, or a note or frame is not whole."""
-        return self.encode(self.decode(ids)) != list(ids)
 
     def legal(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> np.ndarray:
         """uint32 words of the ids that may follow: what a canonical object has there."""
@@ -206,11 +175,6 @@ class MusicCodec(ABC):
                 expected = " ".join([*self.suffixes, ".midi"])
                 raise RequestError(f"{path} has the suffix {suffix!r}", expected=expected)
 
-    def save(self, folder: Path, /) -> None:
-        """Writes codec.json."""
-        facts = {"codec": self.name, "version": 1, "options": self.options}
-        write_json(folder / "codec.json", facts)
-
 
 def one_tune(text: str) -> Score:
     """The score of a text that is a tune in ABC."""
@@ -229,10 +193,3 @@ def _text(path: Path) -> str:
         return data.decode()
     except UnicodeDecodeError:
         return data.decode("latin-1")
-
-
-def words(mask: np.ndarray) -> np.ndarray:
-    """bool [id] as uint32 words."""
-    padded = np.zeros(-(-len(mask) // 32) * 32, bool)
-    padded[: len(mask)] = mask
-    return np.packbits(padded, bitorder="little").view(np.uint32)

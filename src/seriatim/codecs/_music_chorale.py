@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from seriatim.codecs import _abc, _score
+from seriatim.codecs._base import refused, words
 from seriatim.codecs._chorale import FOUR, WIDTH, Grid, Singer
-from seriatim.codecs._music import MusicCodec, one_tune, words
+from seriatim.codecs._music import MusicCodec, one_tune
 from seriatim.codecs._score import OPEN, REST, VOICES, Chorale, Score
 from seriatim.errors import RequestError
 
@@ -27,19 +28,8 @@ class ChoraleCodec(MusicCodec):
     suffixes = (".json", ".mid", ".txt", ".png", ".wav", ".abc")
 
     def __init__(self, grid: str = "quarter") -> None:
-        super().__init__()
         self.grid = Grid(FRAMES[grid], ranked=grid == "quarter")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """As codec.json has them."""
-        grid = next(name for name, frames in FRAMES.items() if frames == self.grid.frames)
-        return {"form": "chorale", "grid": grid}
-
-    @property
-    def size(self) -> int:
-        """88 pitches and a rest for each of four voices, and the end."""
-        return self.grid.size
+        super().__init__(self.grid.size, form="chorale", grid=grid)
 
     def encode(self, raw: Chorale | Score | str, /) -> list[int]:
         """The voices of each frame, soprano first.
@@ -119,8 +109,8 @@ class ChoraleCodec(MusicCodec):
         if isinstance(raw, Score):
             return self._of(raw)
         if not isinstance(raw, Chorale):
-            seen = f"{type(raw).__name__} given to codec music:form=chorale"
-            raise RequestError(seen, expected="a Chorale, a Score, or lines such as C5 G4 E4 C3")
+            expected = "a Chorale, a Score, or lines such as C5 G4 E4 C3"
+            raise refused("music:form=chorale", raw, expected)
         return raw
 
     def _lines(self, raw: Any) -> str:

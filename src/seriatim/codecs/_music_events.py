@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from seriatim.codecs import _abc, _score
+from seriatim.codecs._base import refused
 from seriatim.codecs._canonical import canonical
 from seriatim.codecs._events import Events, State
 from seriatim.codecs._music import MusicCodec, one_tune
 from seriatim.codecs._player import Player
 from seriatim.codecs._score import DRUMS, Note, Score
-from seriatim.errors import RequestError
 
 
 class ScoreCodec(MusicCodec):
@@ -29,18 +29,8 @@ class ScoreCodec(MusicCodec):
     suffixes = (".mid", ".abc", ".txt", ".png", ".wav")
 
     def __init__(self, resolution: int = 12) -> None:
-        super().__init__()
         self.events = Events(resolution)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """As codec.json has them."""
-        return {"form": "events", "resolution": self.events.resolution}
-
-    @property
-    def size(self) -> int:
-        """Bars, meters, tempi, tracks, programs, positions, pitches, velocities, durations."""
-        return len(self.events.events)
+        super().__init__(len(self.events.events), form="events", resolution=resolution)
 
     def encode(self, raw: Score | str, /) -> list[int]:
         """The events of a score, or of its literal form.
@@ -94,8 +84,7 @@ class ScoreCodec(MusicCodec):
         if isinstance(raw, str):
             return self._literal(raw)
         if not isinstance(raw, Score):
-            seen = f"{type(raw).__name__} given to codec music"
-            raise RequestError(seen, expected="a Score, ABC, or lines such as 0 C4 480")
+            raise refused("music", raw, "a Score, ABC, or lines such as 0 C4 480")
         return raw
 
     def _lines(self, raw: Score | str) -> str:

@@ -596,12 +596,12 @@ def test_places_of_a_set_can_be_filled_whichever_are_open(frames, seed):
 def test_a_lone_melody_is_a_chorale_whose_other_voices_are_open(tmp_path):
     model = loaded(QUARTER, tmp_path)
     (tmp_path / "tune.abc").write_text("X:1\nL:1/4\nM:4/4\nK:C\ncdef|")
-    for given in (
+    for part in (
         tmp_path / "tune.abc",
         "X:1\nL:1/4\nK:C\ncdef|",
         "C5 ... | D5 ... | E5 ... | F5 ...",
     ):
-        result = model.generate(given=given, seed=1)
+        result = model.generate(given=part, seed=1)
         assert [f[0] for f in result.output.frames] == [72, 74, 76, 77]
     with pytest.raises(RequestError, match="alto of frame 0 is open"):
         model.generate(tmp_path / "tune.abc")

@@ -19,6 +19,7 @@ from seriatim.arguments import loads, parse_ids, request_options, requests
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
+    check_suffix,
     failed,
     plain,
     print_facts,
@@ -100,6 +101,8 @@ def generate(
     if out is not None:
         check_out(out)
     loaded = _load(model, loading)
+    if out is not None:
+        check_suffix(out, loaded.codec)
     drawn = beams is None and best_of is None
     if drawn and n == 1 and not as_json and out is None and loaded.codec is not None:
         _stream(loaded, start, options, say=model is None)

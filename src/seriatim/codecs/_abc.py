@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from itertools import pairwise
+from typing import Any, NoReturn
 
 from seriatim.codecs._abc_played import Sound, scored
 from seriatim.codecs._abc_repeats import Mark, played
@@ -18,6 +19,7 @@ from seriatim.errors import RequestError, SeriatimError, shown
 
 CHORDS_BASE = 48  # C3: triads stand above it, their bass below
 MOST_EVENTS = 1 << 17
+DIVISIONS = (1, 2, 4, 8, 16, 32, 64)  # of a whole note; a length may have other parts, up to 64
 
 _FIELD = re.compile(r"([A-Za-z]):(.*)")
 _SILENT = set("ABCDEFGHIJNORSTWXZwsr")  # that say nothing of what sounds, or mean nothing
@@ -66,9 +68,11 @@ def tunes(text: str) -> Iterator[tuple[str, Score | SeriatimError]]:
     if not starts:
         yield "", _tune(text, 1)
         return
-    for begin, end in zip(starts, [*starts[1:], len(text)], strict=True):
-        number = text[begin + 2 : end].partition("\n")[0].strip()[:20]
-        yield f"tune {number}", _tune(text[begin:end], text.count("\n", 0, begin) + 1)
+    line = 1 + text.count("\n", 0, starts[0])
+    for begin, end in pairwise([*starts, len(text)]):
+        tune = text[begin:end]
+        yield f"tune {tune[2:].partition(chr(10))[0].strip()[:20]}", _tune(tune, line)
+        line += tune.count("\n")
 
 
 def is_abc(text: str) -> bool:
@@ -97,6 +101,7 @@ class Tune:
     events: list[Any] = field(default_factory=list)
     tuplet: tuple[int, Fraction] = (0, Fraction(1))
     broken: Fraction = Fraction(1)
+    last: int = -1  # index of the last sound
 
     def score(self, text: str) -> Score:
         """All of it.
@@ -117,7 +122,7 @@ class Tune:
             self._fail("the tune has no key", expected="a line K:")
         return scored(played(self.events, self.order, MOST_EVENTS))
 
-    def _fail(self, seen: str, expected: str = "") -> None:
+    def _fail(self, seen: str, expected: str = "") -> NoReturn:
         raise RequestError(f"line {self.line}: {seen}", expected=expected or "ABC 2.1 of one voice")
 
     # ---- fields ----------------------------------------------------------------------------------
@@ -145,16 +150,15 @@ class Tune:
 
     def _fraction(self, value: str) -> Fraction:
         match = re.match(r"(\d{1,4})\s*/\s*(\d{1,4})", value)
-        if not match or not int(match[1]) or not int(match[2]):
-            self._fail(f"{shown(value)} is no fraction", "one such as 1/8")
-            raise AssertionError
+        if not match or not int(match[1]) or int(match[2]) not in DIVISIONS:
+            self._fail(f"{shown(value)} is no fraction of a note", "one such as 1/8")
         return Fraction(int(match[1]), int(match[2]))
 
     def _meter(self, value: str) -> None:
         value = {"C": "4/4", "C|": "2/2", "none": "4/4", "": "4/4"}.get(value, value)
         match = re.fullmatch(r"\(?([\d+]{1,20})\)?\s*/\s*(\d{1,3})", value)
         parts = match[1].split("+") if match else []
-        if not match or not all(parts) or not int(match[2]):
+        if not match or not all(parts) or int(match[2]) not in DIVISIONS:
             self._fail(f"the meter is {shown(value)}", "one such as 6/8")
             return
         self.meter = sum(int(part) for part in parts), int(match[2])
@@ -174,13 +178,12 @@ class Tune:
         self.events.append(("tempo", float(int(number[1]) * of * 4)))
 
     def _key(self, value: str) -> dict[str, int]:
-        match = re.match(r"(HP|Hp|none|)$|([A-G])([#b]?)\s*([A-Za-z]*)", value)
+        match = re.match(r"(HP|Hp|none|)$|([A-G])([#b]?)\s*(?:([A-Za-z]+)(?![A-Za-z=]))?", value)
         if not match:
             self._fail(f"the key is {shown(value)}", "one such as K:G or K:Am")
-            raise AssertionError
         if match[2] is None:
             return {} if match[1].lower() != "hp" else {"F": 1, "C": 1}
-        word = match[4].lower()
+        word = (match[4] or "").lower()
         mode = word if word in ("", "m") else word[:3]
         if mode not in _MODES:
             self._fail(f"the key is {shown(value)}", "one such as K:G or K:Am")
@@ -250,16 +253,13 @@ class Tune:
         self.tuplet = notes or count, Fraction(time, count)
 
     def _broken(self, text: str) -> None:
-        last = next((i for i in range(len(self.events) - 1, -1, -1)
-                     if isinstance(self.events[i], Sound)), None)  # fmt: skip
-        if last is None:
-            self._fail(f"{text} stands before every note")
-            return
+        if self.last < 0:
+            self._fail(f"{text} stands behind no note")
         short = Fraction(1, 2 ** min(len(text), 8))
         first, second = (2 - short, short) if text[0] == ">" else (short, 2 - short)
-        before = self.events[last]
-        self.events[last] = Sound(before.pitches, before.length * first, before.tied)
-        self.broken = second
+        before = self.events[self.last]
+        self.events[self.last] = Sound(before.pitches, before.length * first, before.tied)
+        self.broken, self.last = second, -1
 
     def _tie(self, text: str) -> None:
         if self.events and isinstance(last := self.events[-1], Sound):
@@ -274,6 +274,8 @@ class Tune:
         if len(text) > 8 or (below and not int(below)):
             self._fail(f"the length {shown(text)}")
         divided = int(below) * 2 ** max(len(slashes) - 1, 0) if below else 2 ** len(slashes)
+        if divided > DIVISIONS[-1]:
+            self._fail(f"the length {shown(text)}", f"at least 1/{DIVISIONS[-1]}")
         return Fraction(int(above or 1), divided)
 
     def _sound(self, text: str, length: Fraction) -> None:
@@ -282,6 +284,7 @@ class Tune:
         left, factor = self.tuplet
         if left:
             whole, self.tuplet = whole * factor, (left - 1, factor)
+        self.last = len(self.events)
         if text[0] in "zx":
             self.events.append(Sound((), whole))
             return

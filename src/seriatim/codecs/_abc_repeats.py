@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from seriatim.errors import RequestError
 
 MOST_PARTS = 256
+MOST_TURNS = 99
 DOUBLE = ("||", "|]", "[|")
 
 
@@ -141,13 +142,15 @@ def _after_ending(events: Sequence[Any], at: int) -> int:
 
 
 def _turns(events: Sequence[Any], start: int, at: int) -> int:
-    """How often a section is played: twice, or as its endings say."""
-    most = 2
-    for index in range(start, len(events)):
-        event = events[index]
-        if isinstance(event, Mark):
-            if index >= at and event.kind == "bar" and event.text.endswith(":"):
-                break
-            if event.kind == "ending":
-                most = max(most, *_numbers(event.text))
-    return most
+    """How often the section from `start` to `at` is played: twice, or as its endings say."""
+    found = {2}
+    for event in events[start:at]:
+        if isinstance(event, Mark) and event.kind == "ending":
+            found |= _numbers(event.text)
+    for _ in range(MOST_TURNS):  # endings that follow
+        event = events[at] if at < len(events) else None
+        if not isinstance(event, Mark) or event.kind != "ending":
+            break
+        found |= _numbers(event.text)
+        at = _after_ending(events, at + 1)
+    return max(found)

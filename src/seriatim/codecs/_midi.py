@@ -7,7 +7,7 @@ to it only once every event has been seen to be whole, and every note to end.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from seriatim.codecs._score import DRUMS, MOST_NOTES, MOST_QUARTERS, TICKS, Note, Score, pitch_name
 from seriatim.errors import FileError
@@ -246,6 +246,6 @@ class _Track:
         self.at += 1
         return self.data[self.at - 1]
 
-    def _fail(self, seen: str, at: int | None = None) -> int:
+    def _fail(self, seen: str, at: int | None = None) -> NoReturn:
         place = self.at if at is None else at
         raise FileError(f"track {self.number}, byte {place}: {seen.strip()}", expected="whole MIDI")

@@ -1,14 +1,15 @@
 """What codecs of music share: ids by a grammar, files, what is seen and heard."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from seriatim.codecs import _abc, _abc_out, _jsb, _midi, _roll, _synth
+from seriatim.codecs import _abc, _abc_out, _midi, _roll, _synth
 from seriatim.codecs._base import Base, words
 from seriatim.codecs._chorale import END, Singer
 from seriatim.codecs._files import named, read_bytes, read_text
@@ -17,8 +18,33 @@ from seriatim.codecs._rendering import Rendering
 from seriatim.codecs._score import Score
 from seriatim.errors import FileError, RequestError, SeriatimError
 
-_REMEMBERED = 256  # states of the grammar
+_REMEMBERED = 256  # states
 _KINDS = {".mid": "audio/midi", ".midi": "audio/midi", ".png": "image/png", ".wav": "audio/wav"}
+
+
+class Remembered:
+    """The state after ids, by a function of the state before each; that of one less is known.
+
+    Args:
+        begun: the state before all.
+        followed: the state after an id.
+    """
+
+    def __init__(self, begun: Any, followed: Callable[[Any, int], Any]) -> None:
+        self._begun, self._followed = begun, followed
+        self._states: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, ids: tuple[int, ...]) -> Any:
+        """What `followed` makes of all of them."""
+        if (state := self._states.get(ids)) is not None:
+            return state
+        before = self._states.get(ids[:-1])
+        known, rest = (self._begun, ids) if before is None else (before, ids[-1:])
+        state = reduce(self._followed, rest, known)
+        if len(self._states) >= _REMEMBERED:
+            self._states.clear()
+        self._states[ids] = state
+        return state
 
 
 class MusicCodec(Base, ABC):
@@ -30,7 +56,7 @@ class MusicCodec(Base, ABC):
 
     def __init__(self, size: int, **options: str | int) -> None:
         self.size, self.options = size, options
-        self._states: dict[tuple[int, ...], Any] = {}
+        self._state = Remembered(self._begun(), self._followed)
 
     # ---- what a form is --------------------------------------------------------------------------
 
@@ -86,21 +112,6 @@ class MusicCodec(Base, ABC):
         """uint32 words of the ids that may follow: what a canonical object has there."""
         return words(self._mask(self._state((*after, *ids))))
 
-    def _state(self, ids: tuple[int, ...]) -> Any:
-        """Where the grammar stands; that of one id less is usually known."""
-        if (state := self._states.get(ids)) is None:
-            state = self._states.get(ids[:-1]) if ids else None
-            if state is None:
-                state = self._begun()
-                for id in ids[:-1]:
-                    state = self._followed(state, id)
-            if ids:
-                state = self._followed(state, ids[-1])
-            if len(self._states) >= _REMEMBERED:
-                self._states.clear()
-            self._states[ids] = state
-        return state
-
     # ---- objects and files -----------------------------------------------------------------------
 
     def render(self, raw: Any, /) -> Rendering:
@@ -115,10 +126,8 @@ class MusicCodec(Base, ABC):
         )
 
     def records(self, path: Path, /) -> Iterator[tuple[str, Any | SeriatimError]]:
-        """Each tune of an .abc file, each piece of a .json file, or the one of another."""
+        """Each tune of an .abc file with its place, or the one piece of another."""
         match path.suffix.lower():
-            case ".json" if ".json" in self.suffixes:
-                yield from _jsb.pieces(path)
             case ".abc":
                 for place, tune in _abc.tunes(_text(path)):
                     yield place, tune if isinstance(tune, SeriatimError) else self._tried(tune)
@@ -127,13 +136,9 @@ class MusicCodec(Base, ABC):
             case ".txt":
                 yield "", self._literal(read_text(path))
             case other:
-                raise FileError(
-                    f"{path} has the suffix {other!r}", expected=" ".join(sorted(self._readable))
-                )
-
-    @property
-    def _readable(self) -> set[str]:
-        return {*self.suffixes, ".midi", ".txt"} - {".png", ".wav"}
+                readable = [suffix for suffix in self.suffixes if suffix not in (".png", ".wav")]
+                seen = f"{path} has the suffix {other!r}"
+                raise FileError(seen, expected=" ".join(readable))
 
     def _tried(self, score: Score) -> Any:
         try:
@@ -157,14 +162,12 @@ class MusicCodec(Base, ABC):
             return found[0][1]
 
     def write(self, raw: Any, path: Path, /) -> None:
-        """Writes a file as its suffix says: MIDI, PNG, WAV, ABC, lines, or JSON of a chorale.
+        """Writes a file as its suffix says: MIDI, PNG, WAV, ABC or lines.
 
         Raises:
             RequestError: another suffix, or an object that a file of that kind cannot hold.
         """
         match path.suffix.lower():
-            case ".json" if ".json" in self.suffixes:
-                _jsb.write(self.canonical(raw), path)
             case ".abc":
                 path.write_text(_abc_out.content(self.played(raw)), encoding="utf-8")
             case ".txt":
@@ -172,8 +175,8 @@ class MusicCodec(Base, ABC):
             case suffix if suffix in _KINDS:
                 path.write_bytes(self.render(raw)[_KINDS[suffix]])
             case suffix:
-                expected = " ".join([*self.suffixes, ".midi"])
-                raise RequestError(f"{path} has the suffix {suffix!r}", expected=expected)
+                seen = f"{path} has the suffix {suffix!r}"
+                raise RequestError(seen, expected=" ".join(self.suffixes))
 
 
 def one_tune(text: str) -> Score:
@@ -190,6 +193,6 @@ def _text(path: Path) -> str:
     """Of an .abc file: UTF-8, or else Latin-1, which old ones are in."""
     data = read_bytes(path)
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")

@@ -1,17 +1,18 @@
 """The form of chorales: four voices, frame by frame."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seriatim.codecs import _abc, _score
+from seriatim.codecs import _abc, _jsb, _score
 from seriatim.codecs._base import refused, words
 from seriatim.codecs._chorale import FOUR, WIDTH, Grid, Singer
-from seriatim.codecs._music import MusicCodec, one_tune
+from seriatim.codecs._music import MusicCodec, Remembered, one_tune
 from seriatim.codecs._score import OPEN, REST, VOICES, Chorale, Score
-from seriatim.errors import RequestError
+from seriatim.errors import RequestError, SeriatimError
 
 FRAMES = {"quarter": 1, "8th": 2, "16th": 4}  # to a quarter note
 
@@ -25,7 +26,7 @@ class ChoraleCodec(MusicCodec):
     """
 
     unit = "frame"
-    suffixes = (".json", ".mid", ".txt", ".png", ".wav", ".abc")
+    suffixes = (".json", ".mid", ".midi", ".abc", ".txt", ".png", ".wav")
 
     def __init__(self, grid: str = "quarter") -> None:
         self.grid = Grid(FRAMES[grid], ranked=grid == "quarter")
@@ -72,24 +73,27 @@ class ChoraleCodec(MusicCodec):
         Raises:
             RequestError: it is none, no chorale can agree, or what was sung contradicts it.
         """
-        wanted = self.grid.canonical(self._chorale(given), given=True)
-        rule = partial(self._agrees, wanted, tuple(after))
+        wanted = self._given(given)
+        state = Remembered((0, ()), partial(self._sung, wanted))
+
+        def rule(ids: Sequence[int]) -> np.ndarray:
+            return words(self.grid.agreeing(wanted, *state((*after, *ids))))
+
         rule(())
         return rule
 
-    def _agrees(self, given: Chorale, after: tuple[int, ...], ids: Sequence[int]) -> np.ndarray:
-        number, frame, wrong = 0, (), 0
-        for id in (*after, *ids):
-            voices = self.grid.follow(frame, id)
-            if voices is None:
-                continue
-            wanted = given.frames[number] if number < len(given.frames) else (None,) * FOUR
-            wrong += number >= len(given.frames) or wanted[len(frame)] not in (OPEN, voices[-1])
-            if wrong:
-                name = f"{VOICES[len(frame)]} of frame {number}"
-                raise RequestError(f"the {name} is not what is given there")
-            number, frame = (number + 1, ()) if len(voices) == FOUR else (number, voices)
-        return words(self.grid.agreeing(given, number, frame))
+    def _sung(
+        self, given: Chorale, state: tuple[int, tuple[int, ...]], id: int
+    ) -> tuple[int, tuple[int, ...]]:
+        """The number and the voices of the frame that has begun, once `id` is sung."""
+        number, frame = state
+        if (voices := self.grid.follow(frame, id)) is None:
+            return state
+        wanted = given.frames[number][len(frame)] if number < len(given.frames) else REST
+        if number >= len(given.frames) or wanted not in (OPEN, voices[-1]):
+            name = f"{VOICES[len(frame)]} of frame {number}"
+            raise RequestError(f"the {name} is not what is given there")
+        return (number + 1, ()) if len(voices) == FOUR else (number, voices)
 
     def examples(self) -> list[Chorale]:
         """Frames of four voices, of fewer, of none, and voices that cross."""
@@ -99,9 +103,24 @@ class ChoraleCodec(MusicCodec):
             Chorale(((60, 64, 64, REST), (REST,) * 4, (REST, 55, REST, 40), (108, 107, 22, 21))),
         ]
 
+    def records(self, path: Path, /) -> Iterator[tuple[str, Any | SeriatimError]]:
+        """Each piece of a .json file with its place, such as "train 12"; else as every codec."""
+        return _jsb.pieces(path) if path.suffix.lower() == ".json" else super().records(path)
+
+    def write(self, raw: Any, path: Path, /) -> None:
+        """Writes .json, open places as null, or a file as every codec of music."""
+        if path.suffix.lower() == ".json":
+            _jsb.write(self._given(raw), path)
+        else:
+            super().write(raw, path)
+
     def played(self, raw: Chorale | Score | str, /) -> Score:
         """A track for each voice, equal pitches that follow each other held; open is silent."""
-        return self.grid.score(self.grid.canonical(self._chorale(raw), given=True))
+        return self.grid.score(self._given(raw))
+
+    def _given(self, raw: Any) -> Chorale:
+        """The canonical form of one that may have open places."""
+        return self.grid.canonical(self._chorale(raw), given=True)
 
     def _chorale(self, raw: Any) -> Chorale:
         if isinstance(raw, str):

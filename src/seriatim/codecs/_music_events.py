@@ -26,7 +26,7 @@ class ScoreCodec(MusicCodec):
     """
 
     unit = "note"
-    suffixes = (".mid", ".abc", ".txt", ".png", ".wav")
+    suffixes = (".mid", ".midi", ".abc", ".txt", ".png", ".wav")
 
     def __init__(self, resolution: int = 12) -> None:
         self.events = Events(resolution)

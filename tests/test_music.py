@@ -709,6 +709,10 @@ def test_sound_is_as_long_as_the_score_and_never_clips():
 def test_sound_that_would_not_end_is_refused():
     with pytest.raises(RequestError, match="seconds"):
         music.wav(Score((Note(0, 0, 60, 40_000 * TICKS),), (0,)))
+    with pytest.raises(RequestError, match="notes last 24,"):
+        music.wav(Score(tuple(Note(0, 0, 60, 1200 * TICKS) for _ in range(40)), (0,)))
+    with pytest.raises(RequestError, match="pitch 200"):
+        music.wav(Score((Note(0, 0, 200, 480),), (0,)))
 
 
 def test_fluidsynth_is_used_where_it_is_asked_for(tmp_path, monkeypatch):

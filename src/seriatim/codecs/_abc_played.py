@@ -28,7 +28,8 @@ def scored(events: list[Any]) -> Score:
     meters: dict[int, tuple[int, int]] = {0: (4, 4)}
     symbols: list[tuple[int, tuple[int, ...]]] = []
     bars: list[int] = []
-    now, tied = _pickup(events), dict[int, int]()  # pitch: index of the note that goes on
+    now = begin = _pickup(events)
+    tied: dict[int, int] = {}  # pitch: index of the note that goes on
     for event in events:
         tick = _tick(now)
         match event:
@@ -47,9 +48,9 @@ def scored(events: list[Any]) -> Score:
             case ("symbol", pitches):
                 symbols.append((tick, pitches))
             case ("tempo", value):
-                tempos[tick if notes else 0] = value
+                tempos[tick if now > begin else 0] = value
             case ("meter", above, below):
-                meters[tick if notes else 0] = above, below
+                meters[tick if now > begin else 0] = above, below
             case Mark("bar"):
                 bars.append(tick)
     notes += _accompaniment(symbols, bars, _tick(now))

@@ -19,14 +19,14 @@ from seriatim.errors import FileError, RequestError
 
 RATE = 32_000  # samples a second
 LOUDEST = 0.8  # of full scale
-LONGEST = 1200  # seconds
+LONGEST, MOST = 1200, 20_000  # seconds: of a score, of its notes together
 ATTACK, RELEASE = 0.008, 0.12  # seconds
 PARTIALS = (1.0, 0.45, 0.3, 0.12, 0.08, 0.04)
 
 
 def seconds(score: Score, ticks: Sequence[int]) -> np.ndarray:
     """When ticks come, in seconds: float64 [tick]."""
-    changes = sorted(score.tempos)
+    changes = sorted(score.tempos) or [(0, 120)]
     at, elapsed = [0], [0.0]
     for (tick, tempo), (after, _) in pairwise(changes):
         at.append(after)
@@ -41,13 +41,16 @@ def samples(score: Score) -> np.ndarray:
     """float32 [sample] within ±0.8; nothing clips, and equal scores sound alike to the bit.
 
     Raises:
-        RequestError: it lasts longer than 20 minutes.
+        RequestError: it lasts longer than 20 minutes, or its notes together than 20,000 seconds.
     """
     starts = seconds(score, [note.start for note in score.notes])
     ends = seconds(score, [note.start + note.duration for note in score.notes])
     whole = float(ends.max(initial=0)) + RELEASE
     if whole > LONGEST:
         raise RequestError(f"the score lasts {whole:,.0f} seconds", expected=f"up to {LONGEST}")
+    if (together := float((ends - starts).sum())) > MOST:
+        seen = f"the notes last {together:,.0f} seconds together"
+        raise RequestError(seen, expected=f"up to {MOST:,}", fix="write .mid")
     sound = np.zeros(int(whole * RATE) + 2, np.float32)
     for note, start, end in zip(score.notes, starts, ends, strict=True):
         tone = _tone(note, end - start, drum=score.programs[note.track] == DRUMS)

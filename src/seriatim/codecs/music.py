@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from seriatim.codecs import _midi, _synth
+from seriatim.codecs._canonical import check
 from seriatim.codecs._music import MusicCodec
 from seriatim.codecs._music_chorale import ChoraleCodec
 from seriatim.codecs._music_events import ScoreCodec
@@ -133,8 +134,9 @@ def wav(score: Score, *, soundfont: str | Path | None = None) -> bytes:
 
     Raises:
         FileError: a soundfont is given and FluidSynth or the file is not there, or fails.
-        RequestError: the score lasts longer than 20 minutes.
+        RequestError: the score lasts longer than 20 minutes, or has numbers that mean nothing.
     """
+    check(score)
     if soundfont is None:
         return _synth.content(score)
     return _synth.played(_midi.content(score), Path(soundfont))

@@ -28,6 +28,7 @@ from seriatim.arguments import (
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
     check_out,
+    check_suffix,
     failed,
     plain,
     print_facts,
@@ -111,6 +112,8 @@ def generate(
     loaded = _load(model, loading)
     if together:
         _joint(loaded)
+    if out is not None:
+        check_suffix(out, loaded.codec)
     drawn = beams is None and best_of is None
     if drawn and n == 1 and not as_json and out is None and loaded.codec is not None:
         _stream(loaded, start, options, say=model is None)

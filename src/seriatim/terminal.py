@@ -153,3 +153,11 @@ def check_out(path: Path) -> None:
             "is a folder" if path.is_dir() else f"cannot be written: no folder {folder} to write in"
         )
         raise FileError(f"--out {path} {why}", expected="a file in a folder that can be written")
+
+
+def check_suffix(path: Path, codec: object) -> None:
+    """A file of a kind that the codec does not write is refused before any work."""
+    suffixes = getattr(codec, "suffixes", ("",))
+    if "" not in suffixes and path.suffix.lower() not in suffixes:
+        expected = " ".join(suffixes)
+        raise FileError(f"--out {path} has the suffix {path.suffix!r}", expected=expected)

@@ -126,7 +126,7 @@ class Codec(Protocol):
         """Objects that the law tests encode."""
         ...
 
-    def render(self, raw: Any, /) -> dict[str, Any]:
+    def render(self, raw: Any, /) -> Mapping[str, Any]:
         """A MIME bundle: content by type, always with text/plain."""
         ...
 

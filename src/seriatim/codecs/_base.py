@@ -77,7 +77,7 @@ class Base:
         """How many ids there are that are not special."""
         return sum(not self.silent(id) for id in ids)
 
-    def render(self, raw: Any, /) -> dict[str, Any]:
+    def render(self, raw: Any, /) -> Mapping[str, Any]:
         """The texts of its ids."""
         return {"text/plain": "".join(map(self.shown, self.encode(raw)))}
 

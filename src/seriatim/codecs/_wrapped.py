@@ -68,7 +68,7 @@ class Wrapped:
         """Those of the codec below."""
         return self.base.examples()
 
-    def render(self, raw: Any, /) -> dict[str, Any]:
+    def render(self, raw: Any, /) -> Mapping[str, Any]:
         """As the codec below."""
         return self.base.render(raw)
 

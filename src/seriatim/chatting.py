@@ -171,28 +171,28 @@ def chat(
         raise RequestError(f"stream is {shown(stream)}", expected="True or False")
     if stream and count > 1:
         raise RequestError(f"n is {n} and stream is True", expected="one sample of it")
-    turn = _turn(
+    asked = turn(
         model, messages, template, tools=tools, continue_final=continue_final,
         think_budget=think_budget, variables=variables,
     )  # fmt: skip
     if stream:
-        opened = requesting.open_stream(model, turn.ids, stop, options, extras=turn.extras)
-        return ChatStream(opened, turn)
-    result = requesting.run(model, [turn.ids], count, stop, options, turn.extras)[0]
-    return with_samples([replace(s, message=turn.message(s.text)) for s in result.samples])
+        opened = requesting.open_stream(model, asked.ids, stop, options, extras=asked.extras)
+        return ChatStream(opened, asked)
+    result = requesting.run(model, [asked.ids], count, stop, options, asked.extras)[0]
+    return with_samples([replace(s, message=asked.message(s.text)) for s in result.samples])
 
 
-def _turn(
+def turn(
     model: Talks,
     messages: Sequence[Message],
-    template: str | Path | None,
+    template: str | Path | None = None,
     *,
-    tools: Sequence[Mapping[str, Any]] | None,
-    continue_final: bool,
-    think_budget: int | None,
-    variables: Mapping[str, Any] | None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_final: bool = False,
+    think_budget: int | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> Turn:
-    """What a conversation asks for, checked before any work."""
+    """What a conversation asks for, checked before any work; arguments as for `chat`."""
     codec = codec_of(model, "a chat")
     if not isinstance(continue_final, bool):
         raise RequestError(f"continue_final is {shown(continue_final)}", expected="True or False")

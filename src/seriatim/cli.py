@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
-from seriatim import evaluating, talking, training, verifying, weighing
+from seriatim import evaluating, serving, talking, training, verifying, weighing
 from seriatim.arguments import loads, parse_ids, request_options, requests
 from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import (
@@ -143,6 +143,7 @@ def score(
 
 
 app.command()(training.train)
+app.command()(serving.serve)
 
 
 @app.command()

@@ -104,7 +104,7 @@ class Stream:
         scores: Logprobs | None,
     ) -> None:
         self.engine, self.request, self.codec = engine, request, codec
-        self._watch, self._scores = watch, scores
+        self._watch, self.scores = watch, scores  # of the prompt
         self._shown, self._texts, self._over = request.prompt, 0, False
 
     def __iter__(self) -> Self:
@@ -167,8 +167,8 @@ class Stream:
             logprobs=[d.logprob for d in r.draws if d.logprob is not None] if asked else None,
             stop_logprob=r.ending.logprob if r.ending else None,
             top_logprobs=[list(d.top) for d in r.draws] if asked else None,
-            prompt_logprobs=None if self._scores is None else self._scores.listed(),
-            prompt_top_logprobs=None if self._scores is None else self._scores.likeliest(),
+            prompt_logprobs=None if self.scores is None else self.scores.listed(),
+            prompt_top_logprobs=None if self.scores is None else self.scores.likeliest(),
             reencodes=None if codec is None else not codec.differs(ids),
         )
 

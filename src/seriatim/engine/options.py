@@ -251,7 +251,9 @@ def _bias(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], ..
         raise RequestError(f"{name} is {shown(value)}", expected="a mapping from id to number")
     ids = token_ids(name, value.keys(), vocab_size)
     within = real(-1e6, 1e6)
-    biases = (within(f"{name}[{i}]", b, vocab_size) for i, b in zip(ids, value.values(), strict=True))
+    biases = (
+        within(f"{name}[{i}]", b, vocab_size) for i, b in zip(ids, value.values(), strict=True)
+    )
     return tuple(zip(ids, biases, strict=True))
 
 

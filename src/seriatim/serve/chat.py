@@ -1,0 +1,299 @@
+"""OpenAI's `/v1/chat/completions`: a conversation by the model's own template.
+
+Source: https://platform.openai.com/docs/api-reference/chat
+"""
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from secrets import token_hex
+from time import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from seriatim import chatting
+from seriatim.chatting import Turn
+from seriatim.engine.sampling import Draw
+from seriatim.errors import RequestError, shown
+from seriatim.results import Piece, Result
+from seriatim.serve import openai
+from seriatim.serve.answers import Answer, answering
+from seriatim.serve.errors import Fault
+from seriatim.serve.fields import (
+    Field,
+    Flag,
+    Given,
+    Ignored,
+    Only,
+    Refused,
+    Shaped,
+    Table,
+    Whole,
+)
+from seriatim.serve.responses import Events, Json, event, unless_gone
+from seriatim.serve.routes import Route
+from seriatim.serve.served import Asked, Served
+from seriatim.serve.shared import Shared
+
+ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
+NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
+
+
+def _messages(name: str, value: Any) -> list[dict[str, Any]]:
+    """Messages of known roles; what is in them, the template's codec checks."""
+    if not isinstance(value, list) or not value:
+        raise RequestError(f"{name} is {shown(value)}", expected="a list of messages")
+    return [_message(f"{name}[{place}]", message) for place, message in enumerate(value)]
+
+
+def _message(name: str, message: Any) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise RequestError(f"{name} is {shown(message)}", expected="a role and a content")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        known = ", ".join(sorted(ROLES))
+        raise RequestError(f"{name} has the role {shown(role)}", expected=f"one of {known}")
+    return message | {"role": "system" if role == "developer" else role}
+
+
+def _format(name: str, value: Any) -> Any:
+    """The schema that the text must fulfil, in a list; an empty list for free text."""
+    match value:
+        case {"type": "text"} if len(value) == 1:
+            return []
+        case {"type": "json_object"} if len(value) == 1:
+            return [{"type": "object"}]
+        case {"type": "json_schema", "json_schema": {"name": str(word), "schema": dict(schema)}}:
+            if NAME.fullmatch(word):
+                return [schema]
+    raise RequestError(
+        f"{name} is {shown(value)}",
+        expected='{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}, '
+        '{"type": "json_object"} or {"type": "text"}',
+    )
+
+
+def _variables(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise RequestError(f"{name} is {shown(value)}", expected="values by name")
+    return value
+
+
+OBJECT = {"type": "object"}
+TABLE = Table(
+    (
+        openai.MODEL,
+        Field("messages", Shaped(_messages, {"type": "array", "items": OBJECT}),
+              "`developer` is `system`; a content is text, or parts of text", required=True),
+        Field("max_completion_tokens", Whole(1), "an upper bound", "max_tokens",
+              "until the context is full"),
+        Field("max_tokens", Whole(1), "the same, by its older name"),
+        *openai.SAMPLING,
+        Field("logprobs", Flag(), "of each id", default=False),
+        Field("top_logprobs", Whole(0, 20), "so many alternatives; only with `logprobs`"),
+        Field("response_format", Shaped(_format, OBJECT), "`text`, `json_object` or `json_schema`"),
+        Field("chat_template_kwargs", Shaped(_variables, OBJECT), "what else the template knows"),
+        Field("continue_final_message", Flag(), "go on with the last message, an assistant's"),
+        Field("think_budget", Whole(0), "the most ids of reasoning"),
+        *openai.OWN,
+        Field("tools", Refused("tool calls are not parsed by this server"), ""),
+        Field("tool_choice", Only(("none",)), "there are no tools"),
+        Field("parallel_tool_calls", Ignored(), ""),
+        Field("functions", Refused(), ""),
+        Field("function_call", Refused(), ""),
+        Field("modalities", Shaped(lambda n, v: Only((["text"],)).check(n, v)), '`["text"]`'),
+        Field("audio", Refused(), ""),
+        Field("prediction", Refused("speculate guesses from the conversation"), ""),
+        Field("web_search_options", Refused(), ""),
+        Field("reasoning_effort", Refused("give chat_template_kwargs"), ""),
+        Field("verbosity", Refused(), ""),
+        Field("store", Only((False,)), "nothing is stored"),
+        Field("service_tier", Only(("auto", "default")), "there is one"),
+        *openai.IGNORED,
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A chat completion under way: the same facts in every chunk of it."""
+
+    given: Given
+    served: Served
+    answer: Answer
+    turn: Turn
+    id: str
+    created: int
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What an object begins with."""
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.served.name}
+        return head | {"system_fingerprint": None}
+
+    def logprobs(self, draws: Sequence[Draw]) -> dict[str, Any] | None:
+        """Those of ids; None unless asked for."""
+        if not self.given.get("logprobs"):
+            return None
+        content = [self._token(d.id, d.logprob) | {"top_logprobs": self._top(d)} for d in draws]
+        return {"content": content, "refusal": None}
+
+    def ids(self, ids: Sequence[int]) -> dict[str, Any]:
+        """Of a choice: the ids that its text is a view of."""
+        asked = bool(self.given.get("return_token_ids"))
+        return {"token_ids": list(ids)} | ({"prompt_token_ids": self.turn.ids} if asked else {})
+
+    def _top(self, draw: Draw) -> list[dict[str, Any]]:
+        return [self._token(id, logprob) for id, logprob in draw.top]
+
+    def _token(self, id: int, logprob: float | None) -> dict[str, Any]:
+        data = self.served.spelling.data(id)
+        token = {"token": self.served.spelling.text(id), "logprob": openai.number(logprob)}
+        return token | {"bytes": None if data is None else list(data)}
+
+
+async def chat(shared: Shared, request: Request) -> Response:
+    """An answer to a conversation, whole or as a stream."""
+    given = TABLE.read(await shared.bodies.json(request), strict=shared.strict)
+    shared.metrics.ignored(len(given.ignored))
+    openai.check_streaming(given)
+    _check(given)
+    served = shared.models.get(given.get("model"))
+    tenant = request.state.tenant
+    if given.get("stream"):
+        frames = _frames(shared, served, given, tenant)
+        return Events(shared, frames, lambda f: event(openai.error(f)[1]), openai.headers(given))
+    whole = await unless_gone(request.receive, _whole(shared, served, given, tenant))
+    return Json(whole, headers=openai.headers(given))
+
+
+def _check(given: Given) -> None:
+    """What fields say together.
+
+    Raises:
+        Fault: 400.
+    """
+    if "top_logprobs" in given.values and not given.get("logprobs"):
+        raise Fault(400, "top_logprobs is given without logprobs", param="top_logprobs")
+    bounds = {given.get("max_tokens"), given.get("max_completion_tokens")} - {None}
+    if len(bounds) > 1:
+        seen = "max_tokens and max_completion_tokens differ"
+        raise Fault(400, f"{seen}; expected one of them", param="max_tokens")
+
+
+@asynccontextmanager
+async def _open(shared: Shared, served: Served, given: Given, tenant: str) -> AsyncIterator[Talk]:
+    samples = given.get("n", 1)
+    async with answering(shared, served, samples, TABLE.names) as answer:
+        turn = await answer.run(lambda: _turn(served, given))
+        options = _options(given) | {"tenant": tenant}
+        stop = given.get("stop", ())
+        await answer.open(Asked([turn.ids], options, samples, stop, turn.extras))
+        yield Talk(given, served, answer, turn, f"chatcmpl-{token_hex(12)}", int(time()))
+
+
+def _turn(served: Served, given: Given) -> Turn:
+    """The conversation as the model reads it. For a worker."""
+    messages = given.get("messages")
+    served.check_text("".join(m["content"] for m in messages if type(m.get("content")) is str))
+    return chatting.turn(
+        served.model,
+        messages,
+        served.template,
+        continue_final=given.get("continue_final_message", False),
+        think_budget=given.get("think_budget"),
+        variables=given.get("chat_template_kwargs"),
+    )
+
+
+def _options(given: Given) -> dict[str, Any]:
+    options = given.options
+    if (most := given.get("max_tokens")) is not None:
+        options["max_tokens"] = most
+    if given.get("logprobs"):
+        options["logprobs"] = given.get("top_logprobs") or True
+    if schema := given.get("response_format"):
+        if "json_schema" in options:
+            raise Fault(400, "json_schema and response_format are both given", param="json_schema")
+        options["json_schema"] = schema[0]
+    return options
+
+
+async def _whole(shared: Shared, served: Served, given: Given, tenant: str) -> dict[str, Any]:
+    async with _open(shared, served, given, tenant) as talk:
+        results = await talk.answer.results()
+        return {
+            **talk.head("chat.completion"),
+            "choices": [_choice(talk, index, result) for index, result in enumerate(results)],
+            "usage": openai.usage(results, len(results)),
+            "seriatim": openai.account(given),
+        }
+
+
+def _choice(talk: Talk, index: int, result: Result) -> dict[str, Any]:
+    """A choice, whole: what the chunks of a stream add up to."""
+    draws = talk.answer.streams[index].request.draws
+    return {
+        "index": index,
+        "message": talk.turn.message(result.text) | {"refusal": None},
+        "logprobs": talk.logprobs(draws),
+        **openai.ended(result),
+        **talk.ids(result.ids),
+    }
+
+
+class Speaking:
+    """A choice as it comes: its reasoning and its answer told apart, and where its ids stand."""
+
+    def __init__(self, talk: Talk, index: int) -> None:
+        self._talk, self._index, self._splitter = talk, index, talk.turn.splitter()
+        self._ids, self._begun = 0, False
+
+    def next(self, piece: Piece) -> dict[str, Any]:
+        """What a piece adds."""
+        draws = self._talk.answer.streams[self._index].request.draws
+        begin, self._ids = self._ids, self._ids + len(piece.ids)
+        delta = self._delta(*self._splitter.feed(piece.text))
+        return self._part(delta, self._talk.logprobs(draws[begin : self._ids]), piece.ids)
+
+    def last(self, result: Result) -> dict[str, Any]:
+        """What was held back, and how it ended."""
+        return self._part(self._delta(*self._splitter.finish()), None, []) | openai.ended(result)
+
+    def _delta(self, thought: str, said: str) -> dict[str, Any]:
+        delta = {"content": said} if said or not thought else {}
+        delta |= {"reasoning_content": thought} if thought else {}
+        begun, self._begun = self._begun, True
+        return delta if begun else {"role": "assistant"} | delta
+
+    def _part(self, delta: dict[str, Any], logprobs: Any, ids: Sequence[int]) -> dict[str, Any]:
+        said = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        return said | self._talk.ids(ids)
+
+
+async def _frames(
+    shared: Shared, served: Served, given: Given, tenant: str
+) -> AsyncGenerator[str, None]:
+    """A chunk for each piece, one for each end, and one for the usage if it was asked for."""
+    async with _open(shared, served, given, tenant) as talk:
+        speaking = [Speaking(talk, index) for index in range(len(talk.answer.streams))]
+        results: dict[int, Result] = {}
+        plain = talk.head("chat.completion.chunk")
+        head = plain | {"seriatim": openai.account(given)}  # said once
+        async with aclosing(talk.answer.follow()) as steps:
+            async for index, what in steps:
+                if isinstance(what, Result):
+                    results[index], part = what, speaking[index].last(what)
+                else:
+                    part = speaking[index].next(what)
+                yield event(head | {"choices": [part]})
+                head = plain
+        if (given.get("stream_options") or {}).get("include_usage"):
+            usage = openai.usage([results[i] for i in sorted(results)], len(results))
+            yield event(plain | {"choices": [], "usage": usage})
+    yield "data: [DONE]\n\n"
+
+
+ROUTES = (Route("POST", "/v1/chat/completions", chat, "A conversation goes on.", TABLE),)

@@ -1,0 +1,187 @@
+"""What OpenAI's routes have in common: errors, usage, log-probabilities, fields of sampling."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seriatim.errors import RequestError, shown
+from seriatim.requesting import LONGEST_STOP, MOST_STOPS
+from seriatim.results import Result
+from seriatim.serve.errors import Fault
+from seriatim.serve.fields import Field, Flag, Given, Ignored, Only, Real, Shaped, Text, Whole
+from seriatim.serve.spelling import Spelling
+
+UNLIKELY = -9999.0  # what their API says for minus infinity
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+         429: "rate_limit_error"}  # fmt: skip
+
+
+def error(fault: Fault) -> tuple[int, dict[str, Any]]:
+    """Status and body of a fault."""
+    other = "server_error" if fault.status >= 500 else "invalid_request_error"
+    kind = KINDS.get(fault.status, other)
+    said = {"message": fault.message, "type": kind, "param": fault.param, "code": fault.code}
+    return fault.status, {"error": said}
+
+
+# ---- fields ------------------------------------------------------------------------------------
+
+
+def _stop(name: str, value: Any) -> list[str]:
+    stops = [value] if isinstance(value, str) else value
+    right = isinstance(stops, list) and all(isinstance(s, str) and s for s in stops)
+    if not right or len(stops) > MOST_STOPS or any(len(s) > LONGEST_STOP for s in stops):
+        raise RequestError(
+            f"{name} is {shown(value)}",
+            expected=f"at most {MOST_STOPS} strings of 1 to {LONGEST_STOP} characters",
+        )
+    return stops
+
+
+def _bias(name: str, value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise RequestError(f"{name} is {shown(value)}", expected="a number for each id")
+    within = Real(-100, 100)
+    return {_id(name, key): within.check(f"{name}[{shown(key)}]", b) for key, b in value.items()}
+
+
+def _id(name: str, key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) < 12 and str(int(key)) == key):
+        raise RequestError(f"{name} has the key {shown(key)}", expected="an id")
+    return int(key)
+
+
+def _stream_options(name: str, value: Any) -> dict[str, bool]:
+    known = {"include_usage", "include_obfuscation"}
+    right = isinstance(value, dict) and all(isinstance(v, bool) for v in value.values())
+    if not right or not value.keys() <= known:
+        raise RequestError(f"{name} is {shown(value)}", expected='{"include_usage": true}')
+    return value
+
+
+def _seed(name: str, value: Any) -> int:
+    return Whole(-(2**63), 2**63 - 1).check(name, value) % 2**64
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """A list of strings.
+
+    Raises:
+        RequestError: it is none.
+    """
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise RequestError(f"{name} is {shown(value)}", expected="a list of strings")
+    return value
+
+
+def _ids(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise RequestError(f"{name} is {shown(value)}", expected="a list of ids")
+    return value  # the engine knows the vocabulary
+
+
+STRINGS = {"type": "array", "items": {"type": "string"}}
+WHOLES = {"type": "array", "items": {"type": "integer"}}
+
+MODEL = Field("model", Text(1024), "one of `/v1/models`", required=True)
+SAMPLING = (
+    Field("temperature", Real(0, 2), "0 is greedy", "temperature", 1.0),
+    Field("top_p", Real(0, 1, above=True), "", "top_p", 1.0),
+    Field("presence_penalty", Real(-2, 2), "", "presence_penalty", 0),
+    Field("frequency_penalty", Real(-2, 2), "", "frequency_penalty", 0),
+    Field("logit_bias", Shaped(_bias, {"type": "object"}), "by id, -100 to 100", "logit_bias"),
+    Field("seed", Shaped(_seed, {"type": "integer"}), "the same seed, the same ids, in any company; drawn "
+          "and returned if not given", "seed"),
+    Field("stop", Shaped(_stop, {"anyOf": [{"type": "string"}, STRINGS]}),
+          f"at most {MOST_STOPS} of {LONGEST_STOP} characters; the text ends before it"),
+    Field("n", Whole(1, 128), "samples of each prompt", default=1),
+    Field("stream", Flag(), "server-sent events", default=False),
+    Field("stream_options", Shaped(_stream_options, {"type": "object"}),
+          "`include_usage`: a last chunk with the usage; only with `stream`"),
+)  # fmt: skip
+# What seriatim has beside the protocol, by the names it has everywhere.
+OWN = (
+    Field("top_k", Whole(0), "0 is off", "top_k"),
+    Field("min_p", Real(0, 1), "", "min_p"),
+    Field("typical_p", Real(0, 1, above=True), "", "typical_p"),
+    Field("repetition_penalty", Real(1e-6, 1e6), "", "repetition_penalty"),
+    Field("dry_multiplier", Real(0, 1e6), "0 is off", "dry_multiplier"),
+    Field("xtc_probability", Real(0, 1), "0 is off", "xtc_probability"),
+    Field("xtc_threshold", Real(0, 1), "", "xtc_threshold"),
+    Field("min_tokens", Whole(0), "ids before an end may come", "min_tokens"),
+    Field("ignore_end", Flag(), "go on past end ids", "ignore_end"),
+    Field("allowed_ids", Shaped(_ids, WHOLES), "no others", "allowed_ids"),
+    Field("banned_ids", Shaped(_ids, WHOLES), "not these", "banned_ids"),
+    Field("loop_limit", Whole(0), "ends once the last ids repeat so often", "loop_limit"),
+    Field("speculate", Only(("ngram", "suffix")), "guesses; the ids stay the same", "speculate"),
+    Field("regex", Text(), "what the text must match whole", "regex"),
+    Field("grammar", Text(), "what the text must match whole", "grammar"),
+    Field("choices", Shaped(texts, STRINGS), "what the text may be", "choices"),
+    Field("json_schema", Shaped(lambda name, value: value), "of the text", "json_schema"),
+    Field("return_token_ids", Flag(), "the prompt's ids too, as `prompt_token_ids`"),
+)  # fmt: skip
+IGNORED = tuple(
+    Field(name, Ignored(), "")
+    for name in ("user", "metadata", "safety_identifier", "prompt_cache_key")
+)
+
+
+def check_streaming(given: Given) -> None:
+    """Refuse options of a stream where there is none.
+
+    Raises:
+        Fault: 400.
+    """
+    if "stream_options" in given.values and not given.get("stream"):
+        raise Fault(400, "stream_options is given without stream", param="stream_options")
+
+
+# ---- what was asked, accounted for --------------------------------------------------------------
+
+
+def account(given: Given) -> dict[str, Any]:
+    """What held although nobody asked for it, and what of the body changed nothing."""
+    return {"defaulted": given.defaulted, "ignored": [name[:64] for name in given.ignored[:32]]}
+
+
+def headers(given: Given) -> dict[str, str]:
+    """The fields that changed nothing, as far as a header can name them."""
+    names = [name for name in given.ignored if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII)]
+    return {"x-seriatim-ignored": ", ".join(names[:32])} if given.ignored else {}
+
+
+def ended(result: Result) -> dict[str, Any]:
+    """How a sample ended: the protocol's word, then what it was exactly, and its seed."""
+    return {"finish_reason": result.finish_reason, "stop_reason": result.stop, "seed": result.seed}
+
+
+def usage(results: Sequence[Result], samples: int) -> dict[str, Any]:
+    """Counts of ids: each prompt once, every sample's own, its end id among them."""
+    prompts = [r.usage for r in results[::samples]]
+    prompt = sum(u.prompt for u in prompts)
+    completion = sum(r.usage.generated for r in results)
+    accepted = sum(r.usage.accepted for r in results)
+    drafted = sum(r.usage.drafted for r in results)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(u.cached for u in prompts)},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": drafted - accepted,
+        },
+    }
+
+
+def number(logprob: float | None) -> float | None:
+    """A log-probability as JSON has it."""
+    return None if logprob is None else max(logprob, UNLIKELY)
+
+
+def top(pairs: Sequence[tuple[int, float]], spelling: Spelling) -> Mapping[str, float]:
+    """The likeliest by their texts; of several with one text the likeliest."""
+    found: dict[str, float] = {}
+    for id, logprob in pairs:
+        found.setdefault(spelling.text(id), max(logprob, UNLIKELY))
+    return found

@@ -23,8 +23,8 @@ LEVELS = {
     "speculating": 4, "constraints": 4, "search": 4, "chatting": 4, "infilling": 4, "prefixes": 4,
     "verify": 4, "quantising": 4, "exporting": 4,
     "train": 5, "measure": 5, "serve": 5, "scale": 5,
-    "cli": 6, "serving": 6, "weighing": 6, "progress": 6, "arguments": 6, "terminal": 6, "talking": 6,
-    "verifying": 6, "training": 6, "evaluating": 6,
+    "cli": 6, "weighing": 6, "progress": 6, "arguments": 6, "terminal": 6, "talking": 6,
+    "serving": 6, "verifying": 6, "training": 6, "evaluating": 6,
     "__main__": 6, "__init__": 6,
 }  # fmt: skip
 BESIDE = {
@@ -43,8 +43,8 @@ BESIDE = {
     "loading": {"api"},
     "quantising": {"loading", "scoring"},
     "cli": {
-        "arguments", "evaluating", "progress", "serving", "talking", "terminal", "training", "verifying",
-        "weighing", "__init__",
+        "arguments", "evaluating", "progress", "serving", "talking", "terminal", "training",
+        "verifying", "weighing", "__init__",
     },
     "training": {"progress", "__init__"},
     "serving": {"arguments", "terminal", "__init__"},

@@ -7,13 +7,16 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from starlette.requests import Request
 
 from seriatim.constraints.constraining import GRAMMARS
 from seriatim.errors import RequestError, ResourceError, SeriatimError
 from seriatim.requesting import abandon
 from seriatim.results import Piece, Result, Stream
 from seriatim.serve.errors import Fault, refused, unavailable
+from seriatim.serve.metrics import COUNTS
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
 
@@ -46,9 +49,13 @@ class Answer:
         streams: [prompt x sample], once it is open.
     """
 
-    def __init__(self, shared: Shared, served: Served, fields: frozenset[str]) -> None:
+    def __init__(
+        self, shared: Shared, served: Served, fields: frozenset[str], facts: dict[str, Any]
+    ) -> None:
         self.served, self.streams = served, list[Stream]()
         self._shared, self._fields, self._began = shared, fields, perf_counter()
+        self._facts = facts
+        facts["model"] = served.name
 
     async def run(
         self,
@@ -118,6 +125,8 @@ class Answer:
             self._raise_ended(stream.request.error)
         result = await self._shared.workers.run(stream.result)  # it encodes the output again
         self._shared.metrics.finished(self.served.name, [result])
+        for name in COUNTS:
+            self._facts[name] = self._facts.get(name, 0) + getattr(result.usage, name)
         return result
 
     def _raise_ended(self, error: Exception) -> None:
@@ -136,13 +145,14 @@ class Answer:
 
 @asynccontextmanager
 async def answering(
-    shared: Shared, served: Served, count: int, fields: frozenset[str]
+    shared: Shared, served: Served, count: int, fields: frozenset[str], request: Request
 ) -> AsyncIterator[Answer]:
     """Room for an answer; what it opened ends when the context is left.
 
     Args:
         count: of its samples.
         fields: that an error may be about.
+        request: whose line of log says what it took.
 
     Raises:
         Fault: there is no room.
@@ -153,7 +163,7 @@ async def answering(
             400, f"the request asks for {count} samples; expected at most {most}", param="n"
         )
     served.gate.enter(count)
-    answer = Answer(shared, served, fields)
+    answer = Answer(shared, served, fields, request.state.visit.facts)
     try:
         yield answer
     finally:

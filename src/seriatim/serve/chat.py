@@ -92,7 +92,7 @@ TABLE = Table(
               "until the context is full"),
         Field("max_tokens", Whole(1), "the same, by its older name"),
         *openai.SAMPLING,
-        Field("logprobs", Flag(), "of each id", default=False),
+        Field("logprobs", Flag(), "of each id"),
         Field("top_logprobs", Whole(0, 20), "so many alternatives; only with `logprobs`"),
         Field("response_format", Shaped(_format, OBJECT), "`text`, `json_object` or `json_schema`"),
         Field("chat_template_kwargs", Shaped(_variables, OBJECT), "what else the template knows"),
@@ -156,16 +156,15 @@ class Talk:
 
 async def chat(shared: Shared, request: Request) -> Response:
     """An answer to a conversation, whole or as a stream."""
-    given = TABLE.read(await shared.bodies.json(request), strict=shared.strict)
+    given = TABLE.read(await shared.body(request), strict=shared.strict)
     shared.metrics.ignored(len(given.ignored))
     openai.check_streaming(given)
     _check(given)
     served = shared.models.get(given.get("model"))
-    tenant = request.state.tenant
     if given.get("stream"):
-        frames = _frames(shared, served, given, tenant)
+        frames = _frames(shared, served, given, request)
         return Events(shared, frames, lambda f: event(openai.error(f)[1]), openai.headers(given))
-    whole = await unless_gone(request.receive, _whole(shared, served, given, tenant))
+    whole = await unless_gone(request.receive, _whole(shared, served, given, request))
     return Json(whole, headers=openai.headers(given))
 
 
@@ -184,11 +183,13 @@ def _check(given: Given) -> None:
 
 
 @asynccontextmanager
-async def _open(shared: Shared, served: Served, given: Given, tenant: str) -> AsyncIterator[Talk]:
+async def _open(
+    shared: Shared, served: Served, given: Given, request: Request
+) -> AsyncIterator[Talk]:
     samples = given.get("n", 1)
-    async with answering(shared, served, samples, TABLE.names) as answer:
+    async with answering(shared, served, samples, TABLE.names, request) as answer:
         turn = await answer.run(lambda: _turn(served, given))
-        options = _options(given) | {"tenant": tenant}
+        options = _options(given) | {"tenant": request.state.tenant}
         stop = given.get("stop", ())
         await answer.open(Asked([turn.ids], options, samples, stop, turn.extras))
         yield Talk(given, served, answer, turn, f"chatcmpl-{token_hex(12)}", int(time()))
@@ -221,8 +222,8 @@ def _options(given: Given) -> dict[str, Any]:
     return options
 
 
-async def _whole(shared: Shared, served: Served, given: Given, tenant: str) -> dict[str, Any]:
-    async with _open(shared, served, given, tenant) as talk:
+async def _whole(shared: Shared, served: Served, given: Given, request: Request) -> dict[str, Any]:
+    async with _open(shared, served, given, request) as talk:
         results = await talk.answer.results()
         return {
             **talk.head("chat.completion"),
@@ -260,7 +261,9 @@ class Speaking:
 
     def last(self, result: Result) -> dict[str, Any]:
         """What was held back, and how it ended."""
-        return self._part(self._delta(*self._splitter.finish()), None, []) | openai.ended(result)
+        delta = self._delta(*self._splitter.finish())
+        filled = {name: text for name, text in delta.items() if text}
+        return self._part(filled, None, []) | openai.ended(result)
 
     def _delta(self, thought: str, said: str) -> dict[str, Any]:
         delta = {"content": said} if said or not thought else {}
@@ -274,10 +277,10 @@ class Speaking:
 
 
 async def _frames(
-    shared: Shared, served: Served, given: Given, tenant: str
+    shared: Shared, served: Served, given: Given, request: Request
 ) -> AsyncGenerator[str, None]:
     """A chunk for each piece, one for each end, and one for the usage if it was asked for."""
-    async with _open(shared, served, given, tenant) as talk:
+    async with _open(shared, served, given, request) as talk:
         speaking = [Speaking(talk, index) for index in range(len(talk.answer.streams))]
         results: dict[int, Result] = {}
         plain = talk.head("chat.completion.chunk")

@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/completions`: a prompt goes on; token-id prompts, echo, log-probabilities, `suffix`.
+"""OpenAI's `/v1/completions`: a prompt goes on; ids as prompts, echo, log-probabilities, `suffix`.
 
 Source: https://platform.openai.com/docs/api-reference/completions
 """
@@ -58,7 +58,7 @@ TABLE = Table(
         Field("max_tokens", Whole(0), "an upper bound; 0 reads the prompt only", "max_tokens",
               "until the context is full"),
         *openai.SAMPLING,
-        Field("echo", Flag(), "the prompt in front of the text", default=False),
+        Field("echo", Flag(), "the prompt in front of the text"),
         Field("logprobs", Whole(0, 5), "so many alternatives of each id, and its own"),
         Field("best_of", Whole(1, 128), "must equal `n`"),
         *openai.OWN,
@@ -133,29 +133,28 @@ class Completion:
 
 async def completions(shared: Shared, request: Request) -> Response:
     """A completion, whole or as a stream."""
-    given = TABLE.read(await shared.bodies.json(request), strict=shared.strict)
+    given = TABLE.read(await shared.body(request), strict=shared.strict)
     shared.metrics.ignored(len(given.ignored))
     openai.check_streaming(given)
     if (best := given.get("best_of")) is not None and best != given.get("n", 1):
         raise Fault(400, f"best_of is {best}; expected n, or leave it out", param="best_of")
     served = shared.models.get(given.get("model"))
-    tenant = request.state.tenant
     if given.get("stream"):
-        frames = _frames(shared, served, given, tenant)
+        frames = _frames(shared, served, given, request)
         return Events(shared, frames, lambda f: event(openai.error(f)[1]), openai.headers(given))
-    whole = await unless_gone(request.receive, _whole(shared, served, given, tenant))
+    whole = await unless_gone(request.receive, _whole(shared, served, given, request))
     return Json(whole, headers=openai.headers(given))
 
 
 @asynccontextmanager
 async def _open(
-    shared: Shared, served: Served, given: Given, tenant: str
+    shared: Shared, served: Served, given: Given, request: Request
 ) -> AsyncIterator[Completion]:
     prompts, samples = given.get("prompt", [""]), given.get("n", 1)
     count = max(1, len(prompts)) * samples
-    async with answering(shared, served, count, TABLE.names) as answer:
+    async with answering(shared, served, count, TABLE.names, request) as answer:
         ids, extras = await answer.run(lambda: _encoded(served, given, prompts))
-        options = _options(given) | {"tenant": tenant}
+        options = _options(given) | {"tenant": request.state.tenant}
         generate = options.get("max_tokens") != 0
         if not generate:
             del options["max_tokens"]
@@ -189,8 +188,8 @@ def _options(given: Given) -> dict[str, Any]:
     return options
 
 
-async def _whole(shared: Shared, served: Served, given: Given, tenant: str) -> dict[str, Any]:
-    async with _open(shared, served, given, tenant) as made:
+async def _whole(shared: Shared, served: Served, given: Given, request: Request) -> dict[str, Any]:
+    async with _open(shared, served, given, request) as made:
         results = await made.answer.results()
         choices = [_choice(made, index, result) for index, result in enumerate(results)]
         return {
@@ -253,10 +252,10 @@ class Reading:
 
 
 async def _frames(
-    shared: Shared, served: Served, given: Given, tenant: str
+    shared: Shared, served: Served, given: Given, request: Request
 ) -> AsyncGenerator[str, None]:
     """A chunk for each piece, one for each end, and one for the usage if it was asked for."""
-    async with _open(shared, served, given, tenant) as made:
+    async with _open(shared, served, given, request) as made:
         readings = [Reading(made, index) for index in range(len(made.answer.streams))]
         results: dict[int, Result] = {}
         head = made.head | {"seriatim": openai.account(given)}  # said once

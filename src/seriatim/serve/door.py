@@ -103,7 +103,7 @@ class Door:
         self._shared.metrics.failed(fault.code or "invalid")
         visit.facts |= {"code": fault.code, "error": fault.message[:500]}
         if fault.status >= 500 and not isinstance(error, Fault | SeriatimError):
-            visit.facts["error"] = "".join(traceback.format_exception(error))[-4000:]
+            visit.facts["error"] = "".join(traceback.format_exception(error, limit=-4))[-4000:]
         elif fault.code == "internal_error":
             visit.facts["error"] = str(error)
         return fault

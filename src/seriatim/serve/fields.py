@@ -154,7 +154,7 @@ class Refused:
         raise RequestError(f"{name} is not supported", fix=self.instead or "leave it out")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Field:
     """A field of a body.
 

@@ -90,12 +90,12 @@ SAMPLING = (
     Field("presence_penalty", Real(-2, 2), "", "presence_penalty", 0),
     Field("frequency_penalty", Real(-2, 2), "", "frequency_penalty", 0),
     Field("logit_bias", Shaped(_bias, {"type": "object"}), "by id, -100 to 100", "logit_bias"),
-    Field("seed", Shaped(_seed, {"type": "integer"}), "the same seed, the same ids, in any company; drawn "
-          "and returned if not given", "seed"),
+    Field("seed", Shaped(_seed, {"type": "integer"}), "the same seed, the same ids in any company; "
+          "drawn and returned if not given", "seed"),
     Field("stop", Shaped(_stop, {"anyOf": [{"type": "string"}, STRINGS]}),
           f"at most {MOST_STOPS} of {LONGEST_STOP} characters; the text ends before it"),
     Field("n", Whole(1, 128), "samples of each prompt", default=1),
-    Field("stream", Flag(), "server-sent events", default=False),
+    Field("stream", Flag(), "server-sent events"),
     Field("stream_options", Shaped(_stream_options, {"type": "object"}),
           "`include_usage`: a last chunk with the usage; only with `stream`"),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from seriatim.serve.shared import Shared
 
 T = TypeVar("T")
 
+END = {"type": "http.response.body", "body": b"", "more_body": False}
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
@@ -65,16 +66,11 @@ class Events(Response):
                 async for frame in frames:
                     await self._send(send, frame)
             except Exception as error:
-                if isinstance(error, Gone):
-                    raise
-                await self._send(send, self._failed(self._told(error)))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    def _told(self, error: Exception) -> Fault:
-        fault = fault_of(error)
-        self._shared.metrics.failed(fault.code or "invalid")
-        self._shared.log("stream failed", code=fault.code, error=f"{type(error).__name__}: {error}")
-        return fault
+                if not isinstance(error, Gone):
+                    await self._send(send, self._failed(fault_of(error)))
+                    await send(END)
+                raise  # what it was, the log says
+        await send(END)
 
     async def _send(self, send: Send, frame: str) -> None:
         """One frame; a client that reads nothing for too long counts as gone."""

@@ -1,6 +1,10 @@
 """What all routes of one server share."""
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
 
 from seriatim.serve.body import Bodies
 from seriatim.serve.errors import Ended
@@ -8,6 +12,8 @@ from seriatim.serve.limits import Limits, Workers
 from seriatim.serve.log import Log
 from seriatim.serve.metrics import Metrics
 from seriatim.serve.served import Models
+
+LONGEST = 100_000  # characters of a body in the log
 
 
 @dataclass
@@ -33,6 +39,17 @@ class Shared:
         self.workers = Workers(self.limits.workers)
         self.bodies = Bodies(self.limits, self.workers)
         self.metrics = Metrics(self.models)
+
+    async def body(self, request: Request) -> Any:
+        """A request's body as JSON; logged if everything is.
+
+        Raises:
+            Fault, Gone: as `Bodies.json`.
+        """
+        body = await self.bodies.json(request)
+        if self.log_bodies:
+            request.state.visit.facts["body"] = json.dumps(body)[:LONGEST]
+        return body
 
     def end(self) -> None:
         """End what is under way, with an error; nothing more is taken."""

@@ -495,7 +495,8 @@ def test_what_is_opened_for_a_client_who_left_meanwhile_is_ended(fresh):
 
 
 def test_metrics_count_what_was_done(fresh):
-    servers.ask(fresh, COMPLETIONS, told(prompt="abc", bar=1))
+    with servers.slow(fresh.models.get("tiny").model):  # so that each id is seen as it comes
+        servers.ask(fresh, COMPLETIONS, told(prompt="abc", bar=1))
     servers.ask(fresh, COMPLETIONS, told(prompt="abc", top_p=7))
     lines = dict(
         line.rsplit(" ", 1)

@@ -241,7 +241,7 @@ class Reading:
 
     def last(self, result: Result) -> dict[str, Any]:
         """How it ended."""
-        return self._part("", [], []) | {"logprobs": None} | openai.ended(result)
+        return self._part("", [], []) | openai.ended(result)
 
     def _part(self, text: str, draws: Sequence[Draw], ids: Sequence[int]) -> dict[str, Any]:
         logprobs = self._made.logprobs(draws, self._letters)

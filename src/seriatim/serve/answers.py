@@ -15,7 +15,7 @@ from seriatim.constraints.constraining import GRAMMARS
 from seriatim.errors import RequestError, ResourceError, SeriatimError
 from seriatim.requesting import abandon
 from seriatim.results import Piece, Result, Stream
-from seriatim.serve.errors import Fault, refused, unavailable
+from seriatim.serve.errors import Fault, refused
 from seriatim.serve.metrics import COUNTS
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
@@ -121,18 +121,14 @@ class Answer:
         return [found[i] for i in range(len(self.streams))]
 
     async def _result(self, stream: Stream) -> Result:
-        if stream.request.error is not None and not self.served.ready:
-            self._raise_ended(stream.request.error)
+        error = stream.request.error
+        if type(error) is SeriatimError and not self.served.ready:
+            raise self.served.stopped from error  # its own words are of the engine's inside
         result = await self._shared.workers.run(stream.result)  # it encodes the output again
         self._shared.metrics.finished(self.served.name, [result])
         for name in COUNTS:
             self._facts[name] = self._facts.get(name, 0) + getattr(result.usage, name)
         return result
-
-    def _raise_ended(self, error: Exception) -> None:
-        if type(error) is SeriatimError:  # the engine's own, in words of its inside
-            raise unavailable(f"the engine of {self.served.name} has stopped") from error
-        raise error
 
     def _timed(self, piece: Piece, latest: float) -> float:
         now, count = perf_counter(), len(piece.ids)

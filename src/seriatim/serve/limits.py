@@ -16,6 +16,7 @@ class Limits:
     """What a server takes.
 
     Attributes:
+        headers: the most lines of a head, of at most 64 KB in all.
         body: the most bytes of one body; `bodies`: of all that are held at once.
         depth: of nested JSON.
         header_seconds, body_seconds: for a request's head, and its body, to arrive.
@@ -29,6 +30,7 @@ class Limits:
         drain_seconds: for what is under way, once the server is to end.
     """
 
+    headers: int = 256
     body: int = 16 << 20
     bodies: int = 256 << 20
     depth: int = 64

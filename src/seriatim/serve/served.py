@@ -9,7 +9,7 @@ from typing import Any
 from seriatim.api import Model
 from seriatim.engine.engine import Engine
 from seriatim.errors import RequestError, SeriatimError, shown
-from seriatim.requesting import Extras, open_all
+from seriatim.requesting import Extras, abandon, open_all
 from seriatim.results import Stream
 from seriatim.serve.errors import Fault, unavailable
 from seriatim.serve.limits import Gate, Limits
@@ -54,7 +54,7 @@ class Served:
     @property
     def ready(self) -> bool:
         """Whether its engine steps."""
-        return self.engine.runs
+        return self.engine.runs and self.engine.failure is None
 
     def open(self, asked: "Asked") -> list[list[Stream]]:
         """The requests that a client's comes to, for each prompt its samples. For a worker.
@@ -63,19 +63,24 @@ class Served:
             Fault: a prompt that fills the context.
             RequestError, ResourceError: what cannot be honoured.
         """
-        if not self.ready:
-            raise unavailable(f"the engine of {self.name} has stopped")
         for prompt in asked.prompts:
             self._check_length(prompt, asked)
         options = dict(asked.options) | ({"draft": self._draft} if self._draft else {})
-        extras, how = asked.extras, {"generate": asked.generate}
-        if self.script is None:
-            return open_all(self.model, asked.prompts, asked.n, asked.stop, options, extras, **how)
-        streams: list[list[Stream]] = []
-        for prompt in asked.prompts:
-            said = options | {"forced_ids": self._said(prompt, options)}
-            streams += open_all(self.model, [prompt], asked.n, asked.stop, said, extras, **how)
-        return streams
+        opened: list[list[Stream]] = []
+        try:
+            for prompt in asked.prompts:
+                opened += self._open(prompt, asked, options)
+            if not self.ready:  # it stopped meanwhile: what came after that is not answered
+                raise self.stopped
+        except BaseException:
+            abandon(s for some in opened for s in some)
+            raise
+        return opened
+
+    @property
+    def stopped(self) -> Fault:
+        """What clients are told once its engine has."""
+        return unavailable(f"the engine of {self.name} has stopped")
 
     def check_text(self, text: str) -> None:
         """Refuse a text that cannot but fill the context, before it is tokenised.
@@ -91,6 +96,20 @@ class Served:
         """End what is under way with an error."""
         for request in self.engine.fail(why):
             request.wake()
+
+    def _open(
+        self, prompt: list[int], asked: "Asked", options: Mapping[str, Any]
+    ) -> list[list[Stream]]:
+        said = {} if self.script is None else {"forced_ids": self._said(prompt, options)}
+        return open_all(
+            self.model,
+            [prompt],
+            asked.n,
+            asked.stop,
+            {**options, **said},
+            asked.extras,
+            generate=asked.generate,
+        )
 
     def _check_length(self, prompt: Sequence[int], asked: "Asked") -> None:
         context = self.model.context
@@ -181,7 +200,7 @@ class Models:
             seen = f"there is no model {shown(name)}; known: {known}"
             raise Fault(404, seen, code="model_not_found", param="model")
         if not served.ready:
-            raise unavailable(f"the engine of {served.name} has stopped")
+            raise served.stopped
         return served
 
     @property

@@ -102,7 +102,7 @@ def test_its_errors(client):
     assert caught.value.param == "temperature"
     with pytest.raises(openai.NotFoundError, match="known: tiny"):
         client.completions.create(model="other", prompt="a")
-    assert [m.id for m in client.models.list()][0] == "tiny"
+    assert next(iter(client.models.list())).id == "tiny"
 
 
 def test_it_retries_when_the_server_is_busy(address, shared):
@@ -212,16 +212,18 @@ def test_requests_in_a_row_share_a_connection_and_other_methods_are_refused(addr
 
 def test_a_signal_lets_streams_finish_and_takes_nothing_new(model):
     shared = servers.shared(servers.load())
-    with servers.running(shared) as (url, server), httpx.Client() as http:
-        with servers.slow(shared.models.get("tiny").model, 0.01):
-            with http.stream("POST", f"{url}/v1/completions", json=LONG | {"max_tokens": 60}) as r:
-                lines = r.iter_lines()
-                first = next(lines)
-                server.handle_exit(signal.SIGTERM, None)
-                assert httpx.get(f"{url}/readyz").status_code == 503
-                late = httpx.post(f"{url}/v1/completions", json=LONG)
-                assert late.status_code == 503 and late.headers["retry-after"]
-                rest = [line for line in lines if line]
+    with servers.running(shared) as (url, server):
+        with (
+            servers.slow(shared.models.get("tiny").model, 0.01),
+            httpx.stream("POST", f"{url}/v1/completions", json=LONG | {"max_tokens": 60}) as stream,
+        ):
+            lines = stream.iter_lines()
+            first = next(lines)
+            server.handle_exit(signal.SIGTERM, None)
+            assert httpx.get(f"{url}/readyz").status_code == 503
+            late = httpx.post(f"{url}/v1/completions", json=LONG)
+            assert late.status_code == 503 and late.headers["retry-after"]
+            rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         chunks = [json.loads(line[6:]) for line in [first, *rest[:-1]]]
         ids = [i for c in chunks for i in c["choices"][0]["token_ids"]]
@@ -232,13 +234,15 @@ def test_a_signal_lets_streams_finish_and_takes_nothing_new(model):
 
 def test_what_outlasts_the_drain_ends_with_an_error():
     shared = servers.shared(servers.load(), limits=Limits(drain_seconds=0.1))
-    with servers.running(shared) as (url, server), httpx.Client() as http:
-        with servers.slow(shared.models.get("tiny").model, 0.05):
-            with http.stream("POST", f"{url}/v1/completions", json=LONG) as response:
-                lines = response.iter_lines()
-                next(lines)
-                server.handle_exit(signal.SIGTERM, None)
-                last = [line for line in lines if line][-1]
+    with (
+        servers.slow(shared.models.get("tiny").model, 0.05),
+        servers.running(shared) as (url, server),
+        httpx.stream("POST", f"{url}/v1/completions", json=LONG) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        server.handle_exit(signal.SIGTERM, None)
+        last = [line for line in lines if line][-1]
     assert "about to end" in json.loads(last[6:])["error"]["message"]
 
 

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from seriatim import __version__
-from seriatim.serve import chat, completions, health, listing
+from seriatim.serve import chat, completions, health, listing, messages
 from seriatim.serve.door import Door, refusal
 from seriatim.serve.errors import Fault
 from seriatim.serve.routes import Route
 from seriatim.serve.shared import Shared
 
-PROTOCOLS = (health, listing, completions, chat)
+PROTOCOLS = (health, listing, completions, chat, messages)
 ROUTES: tuple[Route, ...] = tuple(route for protocol in PROTOCOLS for route in protocol.ROUTES)
 
 
@@ -80,6 +80,6 @@ def _life(shared: Shared) -> Callable[[FastAPI], Any]:
 async def _refused(request: Request, error: Any) -> Response:
     """No such route, or no such method of it."""
     fault = Fault(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}")
-    said = refusal(request.scope, fault, "")
+    said = refusal(request.scope, fault, request.state.visit.id)
     said.headers.update(error.headers or {})
     return said

@@ -19,7 +19,7 @@ from seriatim.chatting import Turn
 from seriatim.engine.sampling import Draw
 from seriatim.errors import RequestError, shown
 from seriatim.results import Piece, Result
-from seriatim.serve import openai
+from seriatim.serve import openai, own
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import (
@@ -85,7 +85,7 @@ def _variables(name: str, value: Any) -> Mapping[str, Any]:
 OBJECT = {"type": "object"}
 TABLE = Table(
     (
-        openai.MODEL,
+        own.MODEL,
         Field("messages", Shaped(_messages, {"type": "array", "items": OBJECT}),
               "`developer` is `system`; a content is text, or parts of text", required=True),
         Field("max_completion_tokens", Whole(1), "an upper bound", "max_tokens",
@@ -98,7 +98,8 @@ TABLE = Table(
         Field("chat_template_kwargs", Shaped(_variables, OBJECT), "what else the template knows"),
         Field("continue_final_message", Flag(), "go on with the last message, an assistant's"),
         Field("think_budget", Whole(0), "the most ids of reasoning"),
-        *openai.OWN,
+        *own.OWN,
+        openai.RETURN_IDS,
         Field("tools", Refused("tool calls are not parsed by this server"), ""),
         Field("tool_choice", Only(("none",)), "there are no tools"),
         Field("parallel_tool_calls", Ignored(), ""),
@@ -163,9 +164,9 @@ async def chat(shared: Shared, request: Request) -> Response:
     served = shared.models.get(given.get("model"))
     if given.get("stream"):
         frames = _frames(shared, served, given, request)
-        return Events(shared, frames, lambda f: event(openai.error(f)[1]), openai.headers(given))
+        return Events(shared, frames, lambda f: event(openai.error(f)[1]), own.headers(given))
     whole = await unless_gone(request.receive, _whole(shared, served, given, request))
-    return Json(whole, headers=openai.headers(given))
+    return Json(whole, headers=own.headers(given))
 
 
 def _check(given: Given) -> None:
@@ -229,7 +230,7 @@ async def _whole(shared: Shared, served: Served, given: Given, request: Request)
             **talk.head("chat.completion"),
             "choices": [_choice(talk, index, result) for index, result in enumerate(results)],
             "usage": openai.usage(results, len(results)),
-            "seriatim": openai.account(given),
+            "seriatim": own.account(given),
         }
 
 
@@ -284,7 +285,7 @@ async def _frames(
         speaking = [Speaking(talk, index) for index in range(len(talk.answer.streams))]
         results: dict[int, Result] = {}
         plain = talk.head("chat.completion.chunk")
-        head = plain | {"seriatim": openai.account(given)}  # said once
+        head = plain | {"seriatim": own.account(given)}  # said once
         async with aclosing(talk.answer.follow()) as steps:
             async for index, what in steps:
                 if isinstance(what, Result):

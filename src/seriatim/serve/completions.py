@@ -19,7 +19,7 @@ from seriatim.engine.sampling import Draw
 from seriatim.errors import RequestError, shown
 from seriatim.requesting import NOTHING, Extras
 from seriatim.results import Piece, Result
-from seriatim.serve import openai
+from seriatim.serve import openai, own
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import Field, Flag, Given, Shaped, Table, Text, Whole
@@ -51,7 +51,7 @@ def _ids(name: str, value: list[Any]) -> list[int]:
 
 TABLE = Table(
     (
-        openai.MODEL,
+        own.MODEL,
         Field("prompt", Shaped(_prompts, {"anyOf": [{"type": "string"}, {"type": "array"}]}),
               "text, ids, or a list of either; none is the model's start id"),
         Field("suffix", Text(), "what comes after a gap that the model fills, if it can"),
@@ -61,7 +61,8 @@ TABLE = Table(
         Field("echo", Flag(), "the prompt in front of the text"),
         Field("logprobs", Whole(0, 5), "so many alternatives of each id, and its own"),
         Field("best_of", Whole(1, 128), "must equal `n`"),
-        *openai.OWN,
+        *own.OWN,
+        openai.RETURN_IDS,
         *openai.IGNORED,
     )
 )  # fmt: skip
@@ -141,9 +142,9 @@ async def completions(shared: Shared, request: Request) -> Response:
     served = shared.models.get(given.get("model"))
     if given.get("stream"):
         frames = _frames(shared, served, given, request)
-        return Events(shared, frames, lambda f: event(openai.error(f)[1]), openai.headers(given))
+        return Events(shared, frames, lambda f: event(openai.error(f)[1]), own.headers(given))
     whole = await unless_gone(request.receive, _whole(shared, served, given, request))
-    return Json(whole, headers=openai.headers(given))
+    return Json(whole, headers=own.headers(given))
 
 
 @asynccontextmanager
@@ -196,7 +197,7 @@ async def _whole(shared: Shared, served: Served, given: Given, request: Request)
             **made.head,
             "choices": choices,
             "usage": openai.usage(results, made.samples),
-            "seriatim": openai.account(given),
+            "seriatim": own.account(given),
         }
 
 
@@ -258,7 +259,7 @@ async def _frames(
     async with _open(shared, served, given, request) as made:
         readings = [Reading(made, index) for index in range(len(made.answer.streams))]
         results: dict[int, Result] = {}
-        head = made.head | {"seriatim": openai.account(given)}  # said once
+        head = made.head | {"seriatim": own.account(given)}  # said once
         async with aclosing(made.answer.follow()) as steps:
             async for index, what in steps:
                 for part in readings[index].first():

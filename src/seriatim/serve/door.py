@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seriatim.errors import SeriatimError
-from seriatim.serve import openai
+from seriatim.serve import messages, openai
 from seriatim.serve.errors import Fault, Gone, fault_of
 from seriatim.serve.responses import Json
 from seriatim.serve.shared import Shared
@@ -125,7 +125,8 @@ class Door:
 
 def refusal(scope: Scope, fault: Fault, id: str) -> Json:
     """A fault in the words of the protocol whose route was asked."""
-    status, body = openai.error(fault)
+    theirs = scope["path"].startswith("/v1/messages")
+    status, body = messages.error(fault, id) if theirs else openai.error(fault)
     headers = {}
     if fault.retry is not None:
         headers["retry-after"] = str(fault.retry)

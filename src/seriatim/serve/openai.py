@@ -1,6 +1,5 @@
 """What OpenAI's routes have in common: errors, usage, log-probabilities, fields of sampling."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,8 @@ from seriatim.errors import RequestError, shown
 from seriatim.requesting import LONGEST_STOP, MOST_STOPS
 from seriatim.results import Result
 from seriatim.serve.errors import Fault
-from seriatim.serve.fields import Field, Flag, Given, Ignored, Only, Real, Shaped, Text, Whole
+from seriatim.serve.fields import Field, Flag, Given, Ignored, Real, Shaped, Whole
+from seriatim.serve.own import SEED, STRINGS, stops
 from seriatim.serve.spelling import Spelling
 
 UNLIKELY = -9999.0  # what their API says for minus infinity
@@ -25,17 +25,6 @@ def error(fault: Fault) -> tuple[int, dict[str, Any]]:
 
 
 # ---- fields ------------------------------------------------------------------------------------
-
-
-def _stop(name: str, value: Any) -> list[str]:
-    stops = [value] if isinstance(value, str) else value
-    right = isinstance(stops, list) and all(isinstance(s, str) and s for s in stops)
-    if not right or len(stops) > MOST_STOPS or any(len(s) > LONGEST_STOP for s in stops):
-        raise RequestError(
-            f"{name} is {shown(value)}",
-            expected=f"at most {MOST_STOPS} strings of 1 to {LONGEST_STOP} characters",
-        )
-    return stops
 
 
 def _bias(name: str, value: Any) -> dict[int, float]:
@@ -59,67 +48,21 @@ def _stream_options(name: str, value: Any) -> dict[str, bool]:
     return value
 
 
-def _seed(name: str, value: Any) -> int:
-    return Whole(-(2**63), 2**63 - 1).check(name, value) % 2**64
-
-
-def texts(name: str, value: Any) -> list[str]:
-    """A list of strings.
-
-    Raises:
-        RequestError: it is none.
-    """
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise RequestError(f"{name} is {shown(value)}", expected="a list of strings")
-    return value
-
-
-def _ids(name: str, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise RequestError(f"{name} is {shown(value)}", expected="a list of ids")
-    return value  # the engine knows the vocabulary
-
-
-STRINGS = {"type": "array", "items": {"type": "string"}}
-WHOLES = {"type": "array", "items": {"type": "integer"}}
-
-MODEL = Field("model", Text(1024), "one of `/v1/models`", required=True)
 SAMPLING = (
     Field("temperature", Real(0, 2), "0 is greedy", "temperature", 1.0),
     Field("top_p", Real(0, 1, above=True), "", "top_p", 1.0),
     Field("presence_penalty", Real(-2, 2), "", "presence_penalty", 0),
     Field("frequency_penalty", Real(-2, 2), "", "frequency_penalty", 0),
     Field("logit_bias", Shaped(_bias, {"type": "object"}), "by id, -100 to 100", "logit_bias"),
-    Field("seed", Shaped(_seed, {"type": "integer"}), "the same seed, the same ids in any company; "
-          "drawn and returned if not given", "seed"),
-    Field("stop", Shaped(_stop, {"anyOf": [{"type": "string"}, STRINGS]}),
+    SEED,
+    Field("stop", Shaped(stops, {"anyOf": [{"type": "string"}, STRINGS]}),
           f"at most {MOST_STOPS} of {LONGEST_STOP} characters; the text ends before it"),
     Field("n", Whole(1, 128), "samples of each prompt", default=1),
     Field("stream", Flag(), "server-sent events"),
     Field("stream_options", Shaped(_stream_options, {"type": "object"}),
           "`include_usage`: a last chunk with the usage; only with `stream`"),
 )  # fmt: skip
-# What seriatim has beside the protocol, by the names it has everywhere.
-OWN = (
-    Field("top_k", Whole(0), "0 is off", "top_k"),
-    Field("min_p", Real(0, 1), "", "min_p"),
-    Field("typical_p", Real(0, 1, above=True), "", "typical_p"),
-    Field("repetition_penalty", Real(1e-6, 1e6), "", "repetition_penalty"),
-    Field("dry_multiplier", Real(0, 1e6), "0 is off", "dry_multiplier"),
-    Field("xtc_probability", Real(0, 1), "0 is off", "xtc_probability"),
-    Field("xtc_threshold", Real(0, 1), "", "xtc_threshold"),
-    Field("min_tokens", Whole(0), "ids before an end may come", "min_tokens"),
-    Field("ignore_end", Flag(), "go on past end ids", "ignore_end"),
-    Field("allowed_ids", Shaped(_ids, WHOLES), "no others", "allowed_ids"),
-    Field("banned_ids", Shaped(_ids, WHOLES), "not these", "banned_ids"),
-    Field("loop_limit", Whole(0), "ends once the last ids repeat so often", "loop_limit"),
-    Field("speculate", Only(("ngram", "suffix")), "guesses; the ids stay the same", "speculate"),
-    Field("regex", Text(), "what the text must match whole", "regex"),
-    Field("grammar", Text(), "what the text must match whole", "grammar"),
-    Field("choices", Shaped(texts, STRINGS), "what the text may be", "choices"),
-    Field("json_schema", Shaped(lambda name, value: value), "of the text", "json_schema"),
-    Field("return_token_ids", Flag(), "the prompt's ids too, as `prompt_token_ids`"),
-)  # fmt: skip
+RETURN_IDS = Field("return_token_ids", Flag(), "the prompt's ids too, as `prompt_token_ids`")
 IGNORED = tuple(
     Field(name, Ignored(), "")
     for name in ("user", "metadata", "safety_identifier", "prompt_cache_key")
@@ -137,17 +80,6 @@ def check_streaming(given: Given) -> None:
 
 
 # ---- what was asked, accounted for --------------------------------------------------------------
-
-
-def account(given: Given) -> dict[str, Any]:
-    """What held although nobody asked for it, and what of the body changed nothing."""
-    return {"defaulted": given.defaulted, "ignored": [name[:64] for name in given.ignored[:32]]}
-
-
-def headers(given: Given) -> dict[str, str]:
-    """The fields that changed nothing, as far as a header can name them."""
-    names = [name for name in given.ignored if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII)]
-    return {"x-seriatim-ignored": ", ".join(names[:32])} if given.ignored else {}
 
 
 def ended(result: Result) -> dict[str, Any]:

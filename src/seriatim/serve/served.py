@@ -184,17 +184,16 @@ class Models:
         stopped = [s.name for s in self if not s.ready]
         return f"the engine of {stopped[0]} has stopped" if stopped else None
 
-    def get(self, name: str) -> Served:
-        """The model of a name.
+    def get(self, name: str | None) -> Served:
+        """The model of a name; without one, the first.
 
         Raises:
             Fault: 404, or 503 while nothing can be asked.
         """
         if self.loading or self.draining:
             raise unavailable(self.unready or "")
-        served = self._served.get(name)
-        if served is None and self._any:
-            served = next(iter(self))
+        first = name is None or (self._any and name not in self._served)
+        served = next(iter(self)) if first else self._served.get(name)
         if served is None:
             known = ", ".join(self._served)
             seen = f"there is no model {shown(name)}; known: {known}"

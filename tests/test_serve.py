@@ -281,10 +281,10 @@ def test_an_unknown_model_is_not_found_and_any_model_is_the_first(server):
     shared.stop()
 
 
-@pytest.mark.parametrize("table, name", [(completions.TABLE, "completions"), (chat.TABLE, "chat")])
-def test_the_documented_table_is_the_one_that_parses(table, name):
+@pytest.mark.parametrize("route", [r for r in ROUTES if r.table], ids=lambda r: r.path)
+def test_the_documented_table_is_the_one_that_parses(route):
     page = (Path(__file__).parents[1] / "docs" / "serve.md").read_text()
-    assert table.markdown in page, f"docs/serve.md: the table of {name} is:\n{table.markdown}"
+    assert route.table.markdown in page, f"of {route.path}:\n{route.table.markdown}"
 
 
 # ---- bodies -------------------------------------------------------------------------------------
@@ -381,6 +381,7 @@ def test_every_route_but_those_of_health_asks_for_the_key(locked, route):
         ({"authorization": "Bearer right", "host": "evil.example"}, 421),
         ({"authorization": "Bearer right", "origin": "http://evil.example"}, 403),
         ({"authorization": "Bearer right", "origin": "http://127.0.0.1"}, 200),
+        ({"authorization": "Bearer right", "origin": "http://["}, 403),
     ],
 )
 def test_the_key_the_host_and_the_origin_must_be_right(locked, headers, status):

@@ -86,6 +86,8 @@ def test_nothing_to_predict_reads_the_prompt(server):
 
 def test_text_is_ids_and_back(server, model):
     words = "def f(x): <fim_middle> né"
+    ids = servers.ask(server, "/tokenize", {"content": words * 9}).json()["tokens"]
+    assert ids == model.encode(words * 9)  # of any length
     ids = servers.ask(server, "/tokenize", {"content": words}).json()["tokens"]
     assert ids == model.encode(words)  # special-looking text is plain
     assert servers.ask(server, "/detokenize", {"tokens": ids}).json()["content"] == words
@@ -102,7 +104,6 @@ def test_text_is_ids_and_back(server, model):
         ("/completion", {"prompt": [10**6]}, "prompt"),
         ("/infill", {"input_prefix": 1}, "input_prefix"),
         ("/tokenize", {}, "content"),
-        ("/tokenize", {"content": "x" * 100_000}, "256"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),
         ("/detokenize", {"tokens": "a"}, "tokens"),
     ],

@@ -17,6 +17,7 @@ import servers
 from seriatim.serve.limits import Limits
 
 HI = [{"role": "user", "content": "Hi"}]
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 LONG = {"model": "tiny", "prompt": "a", "seed": 1, "ignore_end": True, "stream": True}
 
 
@@ -145,10 +146,7 @@ def test_a_client_that_does_not_read_is_dropped(model):
         address.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         many = LONG | {"n": 64, "logprobs": 5, "echo": True, "return_token_ids": True}
         data = json.dumps(many | {"prompt": "a" * 100}).encode()
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n"
-        )
-        address.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + data)
+        address.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(data) + data)
         servers.until(lambda: shared.models.busy)
         servers.until(lambda: quiet(shared))
         address.close()
@@ -183,10 +181,7 @@ def test_a_head_that_does_not_arrive_is_not_waited_for():
 def test_a_head_that_is_wrong_is_refused_and_its_connection_closed(address, head):
     connection = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
     connection.settimeout(servers.WAIT)
-    start = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    )
-    connection.sendall(start + head + b"\r\n")
+    connection.sendall(POST + head + b"\r\n")
     said = b""
     try:
         while part := connection.recv(1000):
@@ -196,6 +191,16 @@ def test_a_head_that_is_wrong_is_refused_and_its_connection_closed(address, head
     connection.close()
     assert said.startswith(b"HTTP/1.1 4") or len(head) > 65_536
     assert httpx.get(f"{address}/health").status_code == 200
+
+
+def test_a_body_beyond_the_limit_ends_its_connection(address):
+    port = int(address.rpartition(":")[2])
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.settimeout(servers.WAIT)
+    connection.sendall(POST + b"Content-Length: 99999999999\r\n\r\n{")
+    said = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert said.startswith(b"HTTP/1.1 413") and b"connection: close" in said.lower()
+    connection.close()
 
 
 def test_requests_in_a_row_share_a_connection_and_other_methods_are_refused(address):

@@ -41,11 +41,15 @@ class Turn:
     splitter: Callable[[], Splitter]
     begun: str  # content that the answer continues
 
+    def split(self, text: str) -> tuple[str, str]:
+        """What of a text was thought, and what was said after it."""
+        splitter = self.splitter()
+        (thought, said), (more, rest) = splitter.feed(text), splitter.finish()
+        return thought + more, said + rest
+
     def message(self, text: str) -> dict[str, Any]:
         """The message that a text is."""
-        splitter = self.splitter()
-        pairs = [splitter.feed(text), splitter.finish()]
-        thought, said = ("".join(part) for part in zip(*pairs, strict=True))
+        thought, said = self.split(text)
         message = {"role": "assistant", "content": self.begun + said}
         return message | ({"reasoning_content": thought} if thought else {})
 

@@ -5,7 +5,7 @@ The whole answer is the fold of what `follow` gives; a protocol makes words of e
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -30,10 +30,11 @@ class Bell:
         self._loop, self._event, self._rung = asyncio.get_running_loop(), asyncio.Event(), False
 
     def ring(self) -> None:
-        """Something has changed."""
+        """Something has changed. Where nobody is left to hear it, nothing happens."""
         if not self._rung:
             self._rung = True
-            self._loop.call_soon_threadsafe(self._event.set)
+            with suppress(RuntimeError):  # the loop is closed, and its engine goes on
+                self._loop.call_soon_threadsafe(self._event.set)
 
     async def heard(self) -> None:
         """Return when it was rung since the last time. What was rung for is read afterwards."""

@@ -96,7 +96,8 @@ TABLE = Table(
         Field("top_logprobs", Whole(0, 20), "so many alternatives; only with `logprobs`"),
         Field("response_format", Shaped(_format, OBJECT), "`text`, `json_object` or `json_schema`"),
         Field("chat_template_kwargs", Shaped(_variables, OBJECT), "what else the template knows"),
-        Field("continue_final_message", Flag(), "go on with the last message, an assistant's"),
+        Field("continue_final_message", Flag(),
+              "go on with the last message, an assistant's; the answer is what comes after it"),
         Field("think_budget", Whole(0), "the most ids of reasoning"),
         *own.OWN,
         openai.RETURN_IDS,
@@ -237,9 +238,11 @@ async def _whole(shared: Shared, served: Served, given: Given, request: Request)
 def _choice(talk: Talk, index: int, result: Result) -> dict[str, Any]:
     """A choice, whole: what the chunks of a stream add up to."""
     draws = talk.answer.streams[index].request.draws
+    thought, said = talk.turn.split(result.text)
+    message = {"role": "assistant", "content": said, "refusal": None}
     return {
         "index": index,
-        "message": talk.turn.message(result.text) | {"refusal": None},
+        "message": message | ({"reasoning_content": thought} if thought else {}),
         "logprobs": talk.logprobs(draws),
         **openai.ended(result),
         **talk.ids(result.ids),

@@ -7,7 +7,6 @@ from hashlib import sha256
 from secrets import token_hex
 from time import perf_counter
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -94,10 +93,10 @@ class Door:
         """Refuse pages of other sites, also those whose name was made to lead here."""
         host = headers.get("host", "")
         hosts = self._shared.hosts
-        if hosts is not None and _name(host) not in hosts:
+        if hosts is not None and host and _name(host) not in hosts:
             raise Fault(421, "the Host is not this server", code="wrong_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise Fault(403, "the Origin is another site", code="wrong_origin")
 
     def _told(self, visit: Visit, error: Exception) -> Fault:

@@ -1,7 +1,7 @@
 """llama.cpp's own routes, for editors that complete code: `/completion`, `/infill`, `/tokenize`,
 `/detokenize`, `/props`.
 
-They name no model: `model` may, else it is the first. Defaults are seriatim's, and the answer says so.
+They name no model: `model` may, else it is the first. Defaults are seriatim's; the answer says so.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """
@@ -81,7 +81,7 @@ TOKENIZE = Table(
     )
 )
 DETOKENIZE = Table(
-    (MODEL, Field("tokens", Shaped(lambda name, value: value), "ids", required=True))
+    (MODEL, Field("tokens", Shaped(lambda name, value: value, own.WHOLES), "ids", required=True))
 )
 
 
@@ -94,7 +94,6 @@ async def tokenize(shared: Shared, request: Request) -> Response:
 
     def ids() -> list[int]:
         model, text = served.model, given.get("content")
-        served.check_text(text)
         return model.prompt_ids(text) if given.get("add_special") else model.encode(text)
 
     async with answering(shared, served, 1, TOKENIZE.names, request) as answer:

@@ -247,10 +247,8 @@ def _turn(served: Served, given: Given) -> Turn:
 async def _whole(shared: Shared, served: Served, given: Given, request: Request) -> dict[str, Any]:
     async with _open(shared, served, given, request) as made:
         (result,) = await made.answer.results()
-        splitter = made.turn.splitter()
-        pairs = [splitter.feed(result.text), splitter.finish()]
-        thought, said = ("".join(part) for part in zip(*pairs, strict=True))
-        content = [_block(kind) | {kind: text} for kind, text in _parts(thought, said)]
+        parts = _parts(*made.turn.split(result.text))
+        content = [_block(kind) | {kind: text} for kind, text in parts]
         whole = made.whole(content, result.usage)
         return whole | made.ended(result) | made.account(result)
 

@@ -41,9 +41,9 @@ def _id(name: str, key: str) -> int:
 
 
 def _stream_options(name: str, value: Any) -> dict[str, bool]:
-    known = {"include_usage", "include_obfuscation"}
-    right = isinstance(value, dict) and all(isinstance(v, bool) for v in value.values())
-    if not right or not value.keys() <= known:
+    known = {"include_usage": (True, False), "include_obfuscation": (False,)}
+    right = isinstance(value, dict) and value.keys() <= known.keys()
+    if not right or not all(isinstance(v, bool) and v in known[k] for k, v in value.items()):
         raise RequestError(f"{name} is {shown(value)}", expected='{"include_usage": true}')
     return value
 

@@ -1,6 +1,6 @@
 """A model under its name, and all of those that one server has."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import time
@@ -65,7 +65,9 @@ class Served:
         """
         for prompt in asked.prompts:
             self._check_length(prompt, asked)
-        options = dict(asked.options) | ({"draft": self._draft} if self._draft else {})
+        options = dict(asked.options)
+        if self._draft is not None and "speculate" not in options:
+            options["draft"] = self._draft
         opened: list[list[Stream]] = []
         try:
             for prompt in asked.prompts:
@@ -171,8 +173,8 @@ class Models:
             raise RequestError(f"two models are called {served.name!r}", fix="rename a folder")
         self._served[served.name] = served
 
-    def __iter__(self):
-        return iter(self._served.values())
+    def __iter__(self) -> Iterator[Served]:
+        return iter([*self._served.values()])  # another thread may add to them
 
     @property
     def unready(self) -> str | None:

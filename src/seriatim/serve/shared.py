@@ -63,4 +63,4 @@ class Shared:
         for served in self.models:
             served.engine.stop()
         self.workers.stop()
-        self.log.flush()
+        self.log.close()

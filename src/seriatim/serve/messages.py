@@ -99,6 +99,12 @@ def _system(name: str, value: Any) -> str:
     return _content(name, value, "system")["content"]
 
 
+def _stops(name: str, value: Any) -> list[str]:
+    if isinstance(value, str):
+        raise RequestError(f"{name} is {shown(value)}", expected="a list of strings")
+    return own.stops(name, value)
+
+
 def _thinking(name: str, value: Any) -> dict[str, Any]:
     """What a chat's options make of it."""
     match value:
@@ -144,7 +150,7 @@ TABLE = Table(
         Field("max_tokens", Whole(1), "an upper bound", "max_tokens", required=True),
         Field("temperature", Real(0, 1), "0 is greedy", "temperature", 1.0),
         Field("top_p", Real(0, 1, above=True), "", "top_p", 1.0),
-        Field("stop_sequences", Shaped(own.stops, own.STRINGS), "the text ends before them"),
+        Field("stop_sequences", Shaped(_stops, own.STRINGS), "the text ends before them"),
         Field("stream", Flag(), "server-sent events"),
         own.SEED,
         *own.OWN,

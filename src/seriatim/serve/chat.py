@@ -33,7 +33,7 @@ from seriatim.serve.fields import (
     Table,
     Whole,
 )
-from seriatim.serve.responses import Events, Json, event, unless_gone
+from seriatim.serve.responses import event, respond
 from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
@@ -158,16 +158,18 @@ class Talk:
 
 async def chat(shared: Shared, request: Request) -> Response:
     """An answer to a conversation, whole or as a stream."""
-    given = TABLE.read(await shared.body(request), strict=shared.strict)
-    shared.metrics.ignored(len(given.ignored))
+    given = await shared.read(request, TABLE)
     openai.check_streaming(given)
     _check(given)
     served = shared.models.get(given.get("model"))
-    if given.get("stream"):
-        frames = _frames(shared, served, given, request)
-        return Events(shared, frames, lambda f: event(openai.error(f)[1]), own.headers(given))
-    whole = await unless_gone(request.receive, _whole(shared, served, given, request))
-    return Json(whole, headers=own.headers(given))
+    return await respond(
+        shared,
+        request,
+        given,
+        whole=lambda: _whole(shared, served, given, request),
+        frames=lambda: _frames(shared, served, given, request),
+        failed=openai.failed,
+    )
 
 
 def _check(given: Given) -> None:
@@ -297,10 +299,8 @@ async def _frames(
                     part = speaking[index].next(what)
                 yield event(head | {"choices": [part]})
                 head = plain
-        if (given.get("stream_options") or {}).get("include_usage"):
-            usage = openai.usage([results[i] for i in sorted(results)], len(results))
-            yield event(plain | {"choices": [], "usage": usage})
-    yield "data: [DONE]\n\n"
+        for frame in openai.last(given, plain, results, len(results)):
+            yield frame
 
 
 ROUTES = (Route("POST", "/v1/chat/completions", chat, "A conversation goes on.", TABLE),)

@@ -23,7 +23,7 @@ from seriatim.serve import openai, own
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import Field, Flag, Given, Shaped, Table, Text, Whole
-from seriatim.serve.responses import Events, Json, event, unless_gone
+from seriatim.serve.responses import event, respond
 from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
@@ -134,17 +134,19 @@ class Completion:
 
 async def completions(shared: Shared, request: Request) -> Response:
     """A completion, whole or as a stream."""
-    given = TABLE.read(await shared.body(request), strict=shared.strict)
-    shared.metrics.ignored(len(given.ignored))
+    given = await shared.read(request, TABLE)
     openai.check_streaming(given)
     if (best := given.get("best_of")) is not None and best != given.get("n", 1):
         raise Fault(400, f"best_of is {best}; expected n, or leave it out", param="best_of")
     served = shared.models.get(given.get("model"))
-    if given.get("stream"):
-        frames = _frames(shared, served, given, request)
-        return Events(shared, frames, lambda f: event(openai.error(f)[1]), own.headers(given))
-    whole = await unless_gone(request.receive, _whole(shared, served, given, request))
-    return Json(whole, headers=own.headers(given))
+    return await respond(
+        shared,
+        request,
+        given,
+        whole=lambda: _whole(shared, served, given, request),
+        frames=lambda: _frames(shared, served, given, request),
+        failed=openai.failed,
+    )
 
 
 @asynccontextmanager
@@ -270,10 +272,8 @@ async def _frames(
                     part = readings[index].next(what)
                 yield event(head | {"choices": [part]})
                 head = made.head
-        if (given.get("stream_options") or {}).get("include_usage"):
-            usage = openai.usage([results[i] for i in sorted(results)], made.samples)
-            yield event(made.head | {"choices": [], "usage": usage})
-    yield "data: [DONE]\n\n"
+        for frame in openai.last(given, made.head, results, made.samples):
+            yield frame
 
 
 ROUTES = (Route("POST", "/v1/completions", completions, "A prompt goes on.", TABLE),)

@@ -22,7 +22,7 @@ from seriatim.results import Result
 from seriatim.serve import openai, own
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.fields import Field, Flag, Given, Ignored, Real, Shaped, Table, Text, Whole
-from seriatim.serve.responses import Events, Json, event, unless_gone
+from seriatim.serve.responses import Json, event, respond
 from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
@@ -153,18 +153,20 @@ def _ids_of_gap(served: Served, given: Given) -> tuple[list[int], Extras]:
 
 
 async def _read(shared: Shared, request: Request, table: Table) -> tuple[Given, Served]:
-    given = table.read(await shared.body(request), strict=shared.strict)
-    shared.metrics.ignored(len(given.ignored))
+    given = await shared.read(request, table)
     return given, shared.models.get(given.get("model"))
 
 
 async def _said(shared: Shared, request: Request, table: Table, prompt: Prompt) -> Response:
     given, served = await _read(shared, request, table)
-    if given.get("stream"):
-        frames = _frames(shared, served, given, prompt, request)
-        return Events(shared, frames, lambda f: event(openai.error(f)[1]), own.headers(given))
-    work = _whole(shared, served, given, prompt, request)
-    return Json(await unless_gone(request.receive, work), headers=own.headers(given))
+    return await respond(
+        shared,
+        request,
+        given,
+        whole=lambda: _whole(shared, served, given, prompt, request),
+        frames=lambda: _frames(shared, served, given, prompt, request),
+        failed=openai.failed,
+    )
 
 
 @dataclass(frozen=True)

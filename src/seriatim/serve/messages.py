@@ -32,7 +32,7 @@ from seriatim.serve.fields import (
     Table,
     Whole,
 )
-from seriatim.serve.responses import Events, Json, event, unless_gone
+from seriatim.serve.responses import Json, event, respond
 from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
@@ -168,19 +168,21 @@ TABLE = Table(
 
 async def messages(shared: Shared, request: Request) -> Response:
     """An answer to a conversation, whole or as a stream."""
-    given = TABLE.read(await shared.body(request), strict=shared.strict)
-    shared.metrics.ignored(len(given.ignored))
+    given = await shared.read(request, TABLE)
     served = shared.models.get(given.get("model"))
-    if given.get("stream"):
-        frames = _frames(shared, served, given, request)
-        return Events(shared, frames, _failed, own.headers(given))
-    whole = await unless_gone(request.receive, _whole(shared, served, given, request))
-    return Json(whole, headers=own.headers(given))
+    return await respond(
+        shared,
+        request,
+        given,
+        whole=lambda: _whole(shared, served, given, request),
+        frames=lambda: _frames(shared, served, given, request),
+        failed=_failed,
+    )
 
 
 async def count_tokens(shared: Shared, request: Request) -> Response:
     """How many ids a conversation is."""
-    given = COUNTED.read(await shared.body(request), strict=shared.strict)
+    given = await shared.read(request, COUNTED)
     served = shared.models.get(given.get("model"))
     async with answering(shared, served, 1, COUNTED.names, request) as answer:
         turn = await answer.run(lambda: _turn(served, given))

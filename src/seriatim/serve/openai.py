@@ -9,8 +9,10 @@ from seriatim.results import Result
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import Field, Flag, Given, Ignored, Real, Shaped, Whole
 from seriatim.serve.own import SEED, STRINGS, stops
+from seriatim.serve.responses import event
 from seriatim.serve.spelling import Spelling
 
+DONE = "data: [DONE]\n\n"
 UNLIKELY = -9999.0  # what their API says for minus infinity
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
          429: "rate_limit_error"}  # fmt: skip
@@ -22,6 +24,11 @@ def error(fault: Fault) -> tuple[int, dict[str, Any]]:
     kind = KINDS.get(fault.status, other)
     said = {"message": fault.message, "type": kind, "param": fault.param, "code": fault.code}
     return fault.status, {"error": said}
+
+
+def failed(fault: Fault) -> str:
+    """What ends a stream that failed."""
+    return event(error(fault)[1])
 
 
 # ---- fields ------------------------------------------------------------------------------------
@@ -104,6 +111,16 @@ def usage(results: Sequence[Result], samples: int) -> dict[str, Any]:
             "rejected_prediction_tokens": drafted - accepted,
         },
     }
+
+
+def last(
+    given: Given, head: Mapping[str, Any], results: Mapping[int, Result], samples: int
+) -> list[str]:
+    """The end of a stream: the usage if it was asked for, and the word for it."""
+    if not (given.get("stream_options") or {}).get("include_usage"):
+        return [DONE]
+    counted = usage([results[index] for index in sorted(results)], samples)
+    return [event({**head, "choices": [], "usage": counted}), DONE]
 
 
 def number(logprob: float | None) -> float | None:

@@ -6,10 +6,13 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from seriatim.serve import own
 from seriatim.serve.errors import Fault, Gone, fault_of
+from seriatim.serve.fields import Given
 from seriatim.serve.shared import Shared
 
 T = TypeVar("T")
@@ -30,6 +33,26 @@ class Json(Response):
 
     def render(self, content: Any) -> bytes:
         return dumped(content).encode()
+
+
+async def respond(
+    shared: Shared,
+    request: Request,
+    given: Given,
+    *,
+    whole: Callable[[], Coroutine[Any, Any, Any]],
+    frames: Callable[[], AsyncGenerator[str, None]],
+    failed: Callable[[Fault], str],
+) -> Response:
+    """The whole answer, or its stream if that was asked for.
+
+    Args:
+        failed: the frame that says what ended a stream.
+    """
+    headers = own.headers(given)
+    if given.get("stream"):
+        return Events(shared, frames(), failed, headers)
+    return Json(await unless_gone(request.receive, whole()), headers=headers)
 
 
 class Events(Response):

@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.requests import Request
 
 from seriatim.serve.body import Bodies
 from seriatim.serve.errors import Ended
+from seriatim.serve.fields import Given, Table
 from seriatim.serve.limits import Limits, Workers
 from seriatim.serve.log import Log
 from seriatim.serve.metrics import Metrics
@@ -40,16 +40,18 @@ class Shared:
         self.bodies = Bodies(self.limits, self.workers)
         self.metrics = Metrics(self.models)
 
-    async def body(self, request: Request) -> Any:
-        """A request's body as JSON; logged if everything is.
+    async def read(self, request: Request, table: Table) -> Given:
+        """The fields of a request's body; logged if everything is.
 
         Raises:
-            Fault, Gone: as `Bodies.json`.
+            Fault, Gone: as `Bodies.json` and `Table.read`.
         """
         body = await self.bodies.json(request)
         if self.log_bodies:
             request.state.visit.facts["body"] = json.dumps(body)[:LONGEST]
-        return body
+        given = table.read(body, strict=self.strict)
+        self.metrics.ignored(len(given.ignored))
+        return given
 
     def end(self) -> None:
         """End what is under way, with an error; nothing more is taken."""

@@ -1,13 +1,20 @@
 """The codec law, over every codec there is: a new one is tested because it exists."""
 
 import json
+import re
+import sys
+import tomllib
 import unicodedata
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import seriatim
 from seriatim import codecs, registry
+from seriatim.cli import main
 from seriatim.engine.constrain import allows
 from seriatim.errors import FileError, RequestError
 
@@ -209,3 +216,79 @@ def test_an_unknown_codec_is_refused_with_the_nearest_name(tmp_path):
     (tmp_path / "codec.json").write_text('{"codec": "texts", "version": 1, "options": {}}')
     with pytest.raises(RequestError, match="did you mean text"):
         codecs.load(tmp_path)
+
+
+# ---- a codec of somebody else's ----------------------------------------------------------------
+
+
+@pytest.fixture
+def weather(tmp_path, monkeypatch):
+    """The codec of the documents, installed as a package registers it."""
+    page = (Path(__file__).parents[1] / "docs" / "codecs.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"```python file=weather.py\n(.*?)```", page, re.DOTALL)
+    (entry,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "weather.py").write_text(source)
+    points = tmp_path / "weather-1.0.dist-info"
+    points.mkdir()
+    (points / "METADATA").write_text("Metadata-Version: 2.1\nName: weather\nVersion: 1.0\n")
+    ((group, names),) = tomllib.loads(entry)["project"]["entry-points"].items()
+    lines = [f"[{group}]", *(f"{name} = {module}" for name, module in names.items())]
+    (points / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield registry.get("seriatim.codecs", "weather")
+    sys.modules.pop("weather", None)
+
+
+def test_the_codec_of_the_documents_keeps_the_laws(weather, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["codecs", "weather"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 8
+    assert all(line.endswith("\tholds") for line in lines)
+
+
+def test_a_model_is_trained_with_it_and_loaded(weather, tmp_path):
+    for n in range(30):
+        days = " ".join(str(10 + (n + day) % 7) for day in range(40))
+        (tmp_path / f"{n}.txt").write_text(days)
+    out = seriatim.train(
+        str(tmp_path / "*.txt"), codec="weather", size="0.01M", steps=3, context=32, batch=2,
+        out=tmp_path / "run", cache=tmp_path / "cache", report=lambda event: None,
+    )  # fmt: skip
+    model = seriatim.load(out, threads=1)
+    answer = model.generate("12 13 14", max_tokens=5, seed=1, ignore_end=True)
+    assert len(answer.output) == 5
+    assert answer.text == "".join(f"{day} " for day in answer.output)
+    assert model.score(tmp_path / "3.txt").unit == "day"
+
+
+@pytest.mark.parametrize(
+    ("broken", "law"),
+    [
+        ({"decode": lambda self, ids, after=(): [0]}, "encode(decode(ids)) is ids"),
+        ({"canonical": lambda self, raw: list(raw)[:1]}, "decode(encode(x))"),
+        ({"differs": lambda self, ids: True}, "encode(decode(ids)) is ids"),
+        ({"encode": lambda self, raw: [120]}, "none is special"),
+        ({"start": (119,)}, "none is special"),
+        ({"prompt": lambda self, raw: self.encode(raw)}, "a prompt"),
+        ({"shown": lambda self, id: f"{id} "}, "written"),
+        ({"name": "weather"}, None),
+        ({"render": lambda self, raw: {"text/plain": "x"}}, "streamed"),
+        ({"units": lambda self, ids, after=(): len(ids)}, "units add up"),
+        ({"options": {"much": 1}}, "saved and loaded"),
+        ({"write": lambda self, raw, path: path.write_text("0")}, "written"),
+        ({"legal": lambda self, ids, after=(): codecs.words(np.arange(121) == 1)}, "the mask"),
+        ({"agreeing": lambda self, raw, after=(): lambda ids: np.zeros(4, np.uint32)}, "given"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_law_that_is_broken_is_named(weather, broken, law):
+    marred = type("Marred", (weather.Weather,), broken)()
+    found = [name for name, example in codecs.laws(marred) if example]
+    assert any(law in name for name in found) if law else not found
+
+
+@every_codec
+def test_the_check_finds_nothing_in_a_codec_that_ships(codec):
+    assert {law: example for law, example in codecs.laws(codec) if example} == {}

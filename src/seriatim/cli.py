@@ -192,10 +192,19 @@ def models(*, as_json: Json = False) -> None:
 
 
 @app.command()
-def codecs(*, as_json: Json = False) -> None:
-    """The codecs there are: what turns raw objects into ids."""
+def codecs(
+    codec: Annotated[
+        str | None, typer.Argument(help="NAME or NAME:option=value,...: check its laws.")
+    ] = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """The codecs there are: what turns raw objects into ids. Of one, whether it keeps the laws."""
     from seriatim import registry
 
+    if codec is not None:
+        _check(codec, as_json)
+        return
     for name in registry.names("seriatim.codecs"):
         about = registry.get("seriatim.codecs", name).__doc__ or ""  # python -OO has none
         print_row(name, {"does": about.strip().partition("\n")[0]}, as_json)
@@ -239,6 +248,20 @@ def main(args: Sequence[str] | None = None) -> None:
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         code = failed(error, debug="--debug" in options)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check(codec: str, as_json: bool) -> None:
+    """The laws of a codec, or of its module's specimens, each with what breaks it."""
+    from seriatim import registry
+    from seriatim.codecs import PACKAGE, laws, made
+
+    name, options, _ = codec.partition(":")
+    checked = [made(codec)] if options else registry.get(PACKAGE, name).specimens()
+    found = [(law, example) for one in checked if one for law, example in laws(one)]
+    for law, example in found:
+        print_row(law, {"broken": example} if as_json else {"": example or "holds"}, as_json)
+    if broken := sum(bool(example) for _, example in found):
+        raise SeriatimError(f"codec {codec} breaks {broken} laws", fix="see docs/codecs.md")
 
 
 def _load(name: str | None, loading: Mapping[str, Any]) -> "Model":

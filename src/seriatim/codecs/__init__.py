@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from seriatim import registry
+from seriatim.codecs._base import Base, refused, words
 from seriatim.codecs._files import read_json
+from seriatim.codecs._laws import laws
 from seriatim.codecs._watch import Watch
 from seriatim.errors import FileError, RequestError, SeriatimError
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
+    "Base",
     "Codec",
     "Divisible",
     "Fillable",
@@ -29,8 +32,11 @@ __all__ = [
     "Spelt",
     "Stream",
     "Watch",
+    "laws",
     "load",
     "made",
+    "refused",
+    "words",
 ]
 
 PACKAGE = "seriatim.codecs"
@@ -231,7 +237,7 @@ def made(name: str) -> Codec | None:
     name, _, options = name.partition(":")
     module = registry.get(PACKAGE, name)
     if hasattr(module, "make"):
-        return module.make(_options(name, options))
+        return module.make(_pairs(name, options))
     if not hasattr(module, "train"):
         raise RequestError(f"codec {name} is made of a model's folder", fix="name that folder")
     if options:
@@ -239,7 +245,7 @@ def made(name: str) -> Codec | None:
     return None
 
 
-def _options(name: str, text: str) -> dict[str, str]:
+def _pairs(name: str, text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",") if part]
     found = {key.strip(): value.strip() for key, _, value in pairs}
     if len(found) < len(pairs) or not all(key and sign for key, sign, _ in pairs):

@@ -526,6 +526,9 @@ def test_each_request_has_one_line_of_log_without_its_words(fresh, capsys):
     assert line["id"] == response.headers["x-request-id"] and line["status"] == 200
     assert (line["model"], line["prompt"], line["generated"]) == ("tiny", 9, 12)
     assert "secret" not in json.dumps(line)
+    servers.ask(fresh, COMPLETIONS, told(prompt="a", top_p="secret"))
+    (line,) = logged(capsys, fresh)
+    assert (line["status"], line["param"]) == (400, "top_p") and "secret" not in json.dumps(line)
     fresh.log_bodies = True
     servers.ask(fresh, COMPLETIONS, told(prompt="a secret"))
     assert "secret" in logged(capsys, fresh)[0]["body"]

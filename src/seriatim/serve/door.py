@@ -102,11 +102,11 @@ class Door:
     def _told(self, visit: Visit, error: Exception) -> Fault:
         fault = fault_of(error)
         self._shared.metrics.failed(fault.code or "invalid")
-        visit.facts |= {"code": fault.code, "error": fault.message[:500]}
-        if fault.status >= 500 and not isinstance(error, Fault | SeriatimError):
+        visit.facts |= {"code": fault.code, "param": fault.param}
+        if not isinstance(error, Fault | SeriatimError):
             visit.facts["error"] = "".join(traceback.format_exception(error, limit=-4))[-4000:]
-        elif fault.code == "internal_error":
-            visit.facts["error"] = str(error)
+        elif fault.status >= 500 or self._shared.log_bodies:  # others quote what was asked
+            visit.facts["error"] = str(error)[:500]
         return fault
 
     def _note(self, scope: Scope, visit: Visit) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -512,6 +513,15 @@ def test_metrics_count_what_was_done(fresh):
     assert lines["seriatim_ignored_fields_total"] == "1.0"
     assert lines['seriatim_cache_blocks_used{model="tiny"}'] == "0.0"
     assert lines["seriatim_ready"] == "1.0"
+
+
+def test_every_metric_is_documented_and_every_documented_one_is_there(fresh):
+    page = (Path(__file__).parents[1] / "docs" / "operations.md").read_text()
+    said = servers.ask(fresh, "/metrics").text.splitlines()
+    names = {line.split()[2] for line in said if line.startswith("# TYPE")}
+    assert {n for n in names if not n.endswith("_created")} == set(
+        re.findall(r"`(seriatim_\w+)`", page)
+    )
 
 
 def logged(capsys, shared) -> list[dict]:

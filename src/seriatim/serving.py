@@ -5,6 +5,7 @@ stdout says where, once it is ready; stderr has a line of JSON for each request.
 
 import resource
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,6 +103,7 @@ def _run(
                 shared.models.add(_served(name, shared, loading, **how))
             shared.models.loading = False
             write(f"serving {', '.join(s.name for s in shared.models)} at {url(listener)}\n")
+            sys.stdout.flush()
         except BaseException as error:
             failed.append(error)
             server.should_exit = True

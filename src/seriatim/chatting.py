@@ -195,8 +195,12 @@ def turn(
     continue_final: bool = False,
     think_budget: int | None = None,
     variables: Mapping[str, Any] | None = None,
+    marks: Sequence[str] = (),
 ) -> Turn:
-    """What a conversation asks for, checked before any work; arguments as for `chat`."""
+    """What a conversation asks for, checked before any work; arguments as for `chat`.
+
+    Special ids of the texts `marks` are part of the answer's text, as reasoning's markers are.
+    """
     codec = codec_of(model, "a chat")
     if not isinstance(continue_final, bool):
         raise RequestError(f"continue_final is {shown(continue_final)}", expected="True or False")
@@ -206,7 +210,7 @@ def turn(
     rendered = made.render(messages, tools=tools, continue_final=continue_final, variables=given)
     ids = codec.weave(rendered.parts, quoted=made.controls)
     markers = of_template(made.source)
-    visible = _shown(made, markers)
+    visible = _shown(made, (*(markers or ()), *marks))
 
     def fresh() -> tuple[Decoding, Splitter]:
         return Visible(codec.stream(after=ids), visible), Splitter(markers, rendered.tail)
@@ -238,8 +242,8 @@ def _begun(messages: Sequence[Message]) -> str:
     return last["content"]
 
 
-def _shown(template: Template, markers: Markers | None) -> dict[int, str]:
+def _shown(template: Template, markers: Sequence[str]) -> dict[int, str]:
     """Special ids that markers are made of, by which an answer is told apart, as text."""
-    ids = [part for marker in markers or () for part in template.cut(marker)]
+    ids = [part for marker in markers for part in template.cut(marker)]
     texts = {id: text for text, id in template.controls.items()}
     return {id: texts[id] for id in ids if isinstance(id, int)}

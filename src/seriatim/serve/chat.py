@@ -6,7 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_hex
 from time import time
 from typing import Any
@@ -19,7 +19,7 @@ from seriatim.chatting import Turn
 from seriatim.engine.sampling import Draw
 from seriatim.errors import RequestError, shown
 from seriatim.results import Piece, Result
-from seriatim.serve import openai, own
+from seriatim.serve import openai, own, tools
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import (
@@ -33,10 +33,11 @@ from seriatim.serve.fields import (
     Table,
     Whole,
 )
-from seriatim.serve.responses import event, respond
+from seriatim.serve.responses import dumped, event, respond
 from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
+from seriatim.serve.tools import Call, Calling
 
 ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
@@ -56,7 +57,12 @@ def _message(name: str, message: Any) -> dict[str, Any]:
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(sorted(ROLES))
         raise RequestError(f"{name} has the role {shown(role)}", expected=f"one of {known}")
-    return message | {"role": "system" if role == "developer" else role}
+    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+        raise RequestError(f"{name} has no tool_call_id", expected="that of the call it answers")
+    made = message | {"role": "system" if role == "developer" else role}
+    if (calls := message.get("tool_calls")) is not None:
+        made["tool_calls"] = tools.calls(f"{name}.tool_calls", calls)
+    return made
 
 
 def _format(name: str, value: Any) -> Any:
@@ -101,8 +107,9 @@ TABLE = Table(
         Field("think_budget", Whole(0), "the most ids of reasoning"),
         *own.OWN,
         openai.RETURN_IDS,
-        Field("tools", Refused("tool calls are not parsed by this server"), ""),
-        Field("tool_choice", Only(("none",)), "there are no tools"),
+        Field("tools", Shaped(tools.functions, {"type": "array", "items": OBJECT}),
+              "functions, shown by the template; `strict` is ignored"),
+        Field("tool_choice", Only(("none", "auto")), "`none`: they are not shown"),
         Field("parallel_tool_calls", Ignored(), ""),
         Field("functions", Refused(), ""),
         Field("function_call", Refused(), ""),
@@ -127,6 +134,7 @@ class Talk:
     served: Served
     answer: Answer
     turn: Turn
+    calling: Calling | None  # None: no tools
     id: str
     created: int
 
@@ -158,7 +166,7 @@ class Talk:
 
 async def chat(shared: Shared, request: Request) -> Response:
     """An answer to a conversation, whole or as a stream."""
-    given = await shared.read(request, TABLE)
+    given = _noted(await shared.read(request, TABLE))
     openai.check_streaming(given)
     _check(given)
     served = shared.models.get(given.get("model"))
@@ -170,6 +178,12 @@ async def chat(shared: Shared, request: Request) -> Response:
         frames=lambda: _frames(shared, served, given, request),
         failed=openai.failed,
     )
+
+
+def _noted(given: Given) -> Given:
+    """The same, saying that no tool is strict: calls are read, not constrained."""
+    strict = any(tool["function"].get("strict") for tool in given.get("tools", ()))
+    return replace(given, ignored=(*given.ignored, "tools.function.strict")) if strict else given
 
 
 def _check(given: Given) -> None:
@@ -192,25 +206,31 @@ async def _open(
 ) -> AsyncIterator[Talk]:
     samples = given.get("n", 1)
     async with answering(shared, served, samples, TABLE.names, request) as answer:
-        turn = await answer.run(lambda: _turn(served, given))
+        turn, calling = await answer.run(lambda: _turn(served, given))
         options = _options(given) | {"tenant": request.state.tenant}
         stop = given.get("stop", ())
         await answer.open(Asked([turn.ids], options, samples, stop, turn.extras))
-        yield Talk(given, served, answer, turn, f"chatcmpl-{token_hex(12)}", int(time()))
+        name, now = f"chatcmpl-{token_hex(12)}", int(time())
+        yield Talk(given, served, answer, turn, calling, name, now)
 
 
-def _turn(served: Served, given: Given) -> Turn:
-    """The conversation as the model reads it. For a worker."""
+def _turn(served: Served, given: Given) -> tuple[Turn, Calling | None]:
+    """The conversation as the model reads it, and how it calls tools. For a worker."""
     messages = given.get("messages")
+    offered = given.get("tools") if given.get("tool_choice") != "none" else None
+    calling = tools.calling(served.model.templates, served.template, offered) if offered else None
     served.check_text("".join(m["content"] for m in messages if type(m.get("content")) is str))
-    return chatting.turn(
+    turn = chatting.turn(
         served.model,
         messages,
         served.template,
+        tools=offered,
+        marks=calling.format.marks if calling else (),
         continue_final=given.get("continue_final_message", False),
         think_budget=given.get("think_budget"),
         variables=given.get("chat_template_kwargs"),
     )
+    return turn, calling
 
 
 def _options(given: Given) -> dict[str, Any]:
@@ -241,14 +261,29 @@ def _choice(talk: Talk, index: int, result: Result) -> dict[str, Any]:
     """A choice, whole: what the chunks of a stream add up to."""
     draws = talk.answer.streams[index].request.draws
     thought, said = talk.turn.split(result.text)
-    message = {"role": "assistant", "content": said, "refusal": None}
+    said, calls = talk.calling.split(said) if talk.calling else (said, [])
+    message: dict[str, Any] = {"role": "assistant", "content": said or None if calls else said}
+    message |= {"reasoning_content": thought} if thought else {}
+    message |= {"tool_calls": [_called(call) for call in calls]} if calls else {}
     return {
         "index": index,
-        "message": message | ({"reasoning_content": thought} if thought else {}),
+        "message": message | {"refusal": None},
         "logprobs": talk.logprobs(draws),
-        **openai.ended(result),
+        **_ended(result, bool(calls)),
         **talk.ids(result.ids),
     }
+
+
+def _called(call: Call) -> dict[str, Any]:
+    """A call in the protocol's words."""
+    function = {"name": call.name, "arguments": dumped(call.arguments)}
+    return {"id": f"call_{token_hex(12)}", "type": "function", "function": function}
+
+
+def _ended(result: Result, called: bool) -> dict[str, Any]:
+    ended = openai.ended(result)
+    wants = called and ended["finish_reason"] == "stop"
+    return ended | ({"finish_reason": "tool_calls"} if wants else {})
 
 
 class Speaking:
@@ -256,24 +291,34 @@ class Speaking:
 
     def __init__(self, talk: Talk, index: int) -> None:
         self._talk, self._index, self._splitter = talk, index, talk.turn.splitter()
-        self._ids, self._begun = 0, False
+        self._caller = talk.calling.caller() if talk.calling else None
+        self._ids, self._calls, self._begun = 0, 0, False
 
     def next(self, piece: Piece) -> dict[str, Any]:
         """What a piece adds."""
         draws = self._talk.answer.streams[self._index].request.draws
         begin, self._ids = self._ids, self._ids + len(piece.ids)
-        delta = self._delta(*self._splitter.feed(piece.text))
+        thought, said = self._splitter.feed(piece.text)
+        delta = self._delta(thought, *(self._caller.feed(said) if self._caller else (said, [])))
         return self._part(delta, self._talk.logprobs(draws[begin : self._ids]), piece.ids)
 
     def last(self, result: Result) -> dict[str, Any]:
         """What was held back, and how it ended."""
-        delta = self._delta(*self._splitter.finish())
+        thought, said = self._splitter.finish()
+        calls: list[Call] = []
+        if self._caller:
+            (said, calls), (rest, more) = self._caller.feed(said), self._caller.finish()
+            said, calls = said + rest, calls + more
+        delta = self._delta(thought, said, calls)
         filled = {name: text for name, text in delta.items() if text}
-        return self._part(filled, None, []) | openai.ended(result)
+        return self._part(filled, None, []) | _ended(result, self._calls > 0)
 
-    def _delta(self, thought: str, said: str) -> dict[str, Any]:
-        delta = {"content": said} if said or not thought else {}
+    def _delta(self, thought: str, said: str, calls: Sequence[Call]) -> dict[str, Any]:
+        delta: dict[str, Any] = {"content": said} if said or not (thought or calls) else {}
         delta |= {"reasoning_content": thought} if thought else {}
+        if calls:
+            first, self._calls = self._calls, self._calls + len(calls)
+            delta["tool_calls"] = [{"index": i} | _called(c) for i, c in enumerate(calls, first)]
         begun, self._begun = self._begun, True
         return delta if begun else {"role": "assistant"} | delta
 

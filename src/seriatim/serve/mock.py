@@ -23,6 +23,7 @@ CONTEXT, BLOCKS = 1 << 15, 1 << 13
 PREFIX = "mock:"
 # What was said ends with the end id, which no content can write: a script reads who said what.
 TEMPLATE = (
+    "{% if tools %}tools: {{ tools | tojson }} <tool_call>{...}</tool_call><|end|>{% endif %}"
     "{% for m in messages %}{{ m.role }}: {{ m.content or '' }}<|end|>{% endfor %}assistant: "
 )
 HEAD, TAIL = b": ", b"assistant: "

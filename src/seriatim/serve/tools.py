@@ -11,8 +11,10 @@ import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from seriatim.codecs.chat import Templates
 from seriatim.errors import RequestError, shown
 
 MOST = 128  # tools of one request
@@ -43,6 +45,11 @@ class Format:
     open: str
     close: str
     read: Callable[[str], list[Call]]
+
+    @property
+    def marks(self) -> list[str]:
+        """The texts by which an answer is told apart."""
+        return [mark for mark in (self.open, self.close) if mark]
 
 
 def _objects(text: str) -> list[Call]:
@@ -185,12 +192,52 @@ class Caller:
         gap, self._gap = self._gap, ""
         try:
             calls = self._format.read(body)
+            json.dumps(calls, allow_nan=False)  # arguments are JSON to the letter
         except (ValueError, RecursionError):
             calls = []
         if calls and all(call.name in self._names for call in calls):
             self._called = True
             return "", calls
         return gap + self._format.open + body + mark, []
+
+
+class Calling(NamedTuple):
+    """How an answer's calls are read."""
+
+    format: Format
+    names: frozenset[str]
+
+    def caller(self) -> Caller:
+        """At an answer's beginning."""
+        return Caller(self.format, self.names)
+
+    def split(self, text: str) -> tuple[str, list[Call]]:
+        """A whole answer's text, and its calls."""
+        caller = self.caller()
+        (said, calls), (rest, more) = caller.feed(text), caller.finish()
+        return said + rest, calls + more
+
+
+def calling(templates: Templates, asked: Path | None, tools: Sequence[Any]) -> Calling:
+    """How a model's answers to some tools are read.
+
+    Args:
+        templates: the model's.
+        asked: the one to use instead.
+        tools: as `functions` gives them.
+
+    Raises:
+        RequestError: its template shows no tools, or has calls written in no way known here.
+    """
+    format = of_template(templates.get(asked, tools=True).source)
+    if format is None:
+        known = ", ".join(f.teaches for f in FORMATS)
+        raise RequestError(
+            "tools are given and the model's template does not show them in a way known here",
+            expected=f"one that names tools, and one of {known}",
+            fix="leave tools out, or serve with another --template",
+        )
+    return Calling(format, frozenset(names_of(tools)))
 
 
 # ---- what clients give --------------------------------------------------------------------------
@@ -211,6 +258,32 @@ def functions(name: str, value: Any) -> list[dict[str, Any]]:
     if twice is not None:
         raise RequestError(f"{name} has two tools called {twice!r}")
     return value
+
+
+def calls(name: str, value: Any) -> list[dict[str, Any]]:
+    """Calls of an earlier answer, as templates take them: arguments are values, not their JSON.
+
+    Raises:
+        RequestError: the first that is none, or whose arguments are no JSON object.
+    """
+    if not isinstance(value, list):
+        raise RequestError(f"{name} is {shown(value)}", expected="a list of calls")
+    return [_earlier(f"{name}[{place}]", call) for place, call in enumerate(value)]
+
+
+def _earlier(name: str, call: Any) -> dict[str, Any]:
+    match call:
+        case {"function": {"name": str(word), "arguments": str(text)}}:
+            try:
+                given = json.loads(text or "{}")
+            except (ValueError, RecursionError):
+                given = None
+            if isinstance(given, dict):
+                return call | {"function": {"name": word, "arguments": given}}
+    raise RequestError(
+        f"{name} is {shown(call)}",
+        expected='{"id": ..., "function": {"name": ..., "arguments": "{...}"}}, the latter JSON',
+    )
 
 
 def names_of(tools: Sequence[dict[str, Any]]) -> list[str]:

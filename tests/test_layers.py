@@ -24,7 +24,7 @@ LEVELS = {
     "verify": 4, "quantising": 4, "exporting": 4,
     "train": 5, "measure": 5, "serve": 5, "scale": 5,
     "cli": 6, "weighing": 6, "progress": 6, "arguments": 6, "terminal": 6, "talking": 6,
-    "verifying": 6, "training": 6, "evaluating": 6, "rating": 6,
+    "serving": 6, "verifying": 6, "training": 6, "evaluating": 6, "rating": 6,
     "__main__": 6, "__init__": 6,
 }  # fmt: skip
 BESIDE = {
@@ -43,10 +43,11 @@ BESIDE = {
     "loading": {"api"},
     "quantising": {"loading", "scoring"},
     "cli": {
-        "arguments", "evaluating", "progress", "rating", "talking", "terminal", "training",
-        "verifying", "weighing", "__init__",
+        "arguments", "evaluating", "progress", "rating", "serving", "talking", "terminal",
+        "training", "verifying", "weighing", "__init__",
     },
     "training": {"progress", "__init__"},
+    "serving": {"arguments", "terminal", "__init__"},
     "evaluating": {"arguments", "terminal", "__init__"},
     "rating": {"arguments", "terminal", "__init__"},
     "talking": {"arguments", "terminal", "__init__"},

@@ -178,6 +178,10 @@ class Model:
             self._templates = Templates.of(source.path, source.metadata, codec)
         return self._templates
 
+    @templates.setter
+    def templates(self, templates: Templates) -> None:
+        self._templates = templates
+
     def score(self, raw: Prompt, *, given: Prompt = None) -> Score:
         """Log-likelihood of an object or of ids, the same numbers as the training loss.
 

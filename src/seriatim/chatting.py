@@ -41,11 +41,15 @@ class Turn:
     splitter: Callable[[], Splitter]
     begun: str  # content that the answer continues
 
+    def split(self, text: str) -> tuple[str, str]:
+        """What of a text was thought, and what was said after it."""
+        splitter = self.splitter()
+        (thought, said), (more, rest) = splitter.feed(text), splitter.finish()
+        return thought + more, said + rest
+
     def message(self, text: str) -> dict[str, Any]:
         """The message that a text is."""
-        splitter = self.splitter()
-        pairs = [splitter.feed(text), splitter.finish()]
-        thought, said = ("".join(part) for part in zip(*pairs, strict=True))
+        thought, said = self.split(text)
         message = {"role": "assistant", "content": self.begun + said}
         return message | ({"reasoning_content": thought} if thought else {})
 
@@ -171,28 +175,32 @@ def chat(
         raise RequestError(f"stream is {shown(stream)}", expected="True or False")
     if stream and count > 1:
         raise RequestError(f"n is {n} and stream is True", expected="one sample of it")
-    turn = _turn(
+    asked = turn(
         model, messages, template, tools=tools, continue_final=continue_final,
         think_budget=think_budget, variables=variables,
     )  # fmt: skip
     if stream:
-        opened = requesting.open_stream(model, turn.ids, stop, options, extras=turn.extras)
-        return ChatStream(opened, turn)
-    result = requesting.run(model, [turn.ids], count, stop, options, turn.extras)[0]
-    return with_samples([replace(s, message=turn.message(s.text)) for s in result.samples])
+        opened = requesting.open_stream(model, asked.ids, stop, options, extras=asked.extras)
+        return ChatStream(opened, asked)
+    result = requesting.run(model, [asked.ids], count, stop, options, asked.extras)[0]
+    return with_samples([replace(s, message=asked.message(s.text)) for s in result.samples])
 
 
-def _turn(
+def turn(
     model: Talks,
     messages: Sequence[Message],
-    template: str | Path | None,
+    template: str | Path | None = None,
     *,
-    tools: Sequence[Mapping[str, Any]] | None,
-    continue_final: bool,
-    think_budget: int | None,
-    variables: Mapping[str, Any] | None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_final: bool = False,
+    think_budget: int | None = None,
+    variables: Mapping[str, Any] | None = None,
+    marks: Sequence[str] = (),
 ) -> Turn:
-    """What a conversation asks for, checked before any work."""
+    """What a conversation asks for, checked before any work; arguments as for `chat`.
+
+    Special ids of the texts `marks` are part of the answer's text, as reasoning's markers are.
+    """
     codec = codec_of(model, "a chat")
     if not isinstance(continue_final, bool):
         raise RequestError(f"continue_final is {shown(continue_final)}", expected="True or False")
@@ -202,7 +210,7 @@ def _turn(
     rendered = made.render(messages, tools=tools, continue_final=continue_final, variables=given)
     ids = codec.weave(rendered.parts, quoted=made.controls)
     markers = of_template(made.source)
-    visible = _shown(made, markers)
+    visible = _shown(made, (*(markers or ()), *marks))
 
     def fresh() -> tuple[Decoding, Splitter]:
         return Visible(codec.stream(after=ids), visible), Splitter(markers, rendered.tail)
@@ -234,8 +242,8 @@ def _begun(messages: Sequence[Message]) -> str:
     return last["content"]
 
 
-def _shown(template: Template, markers: Markers | None) -> dict[int, str]:
+def _shown(template: Template, markers: Sequence[str]) -> dict[int, str]:
     """Special ids that markers are made of, by which an answer is told apart, as text."""
-    ids = [part for marker in markers or () for part in template.cut(marker)]
+    ids = [part for marker in markers for part in template.cut(marker)]
     texts = {id: text for text, id in template.controls.items()}
     return {id: texts[id] for id in ids if isinstance(id, int)}

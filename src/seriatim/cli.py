@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import seriatim
-from seriatim import evaluating, rating, talking, training, verifying, weighing
+from seriatim import evaluating, rating, serving, talking, training, verifying, weighing
 from seriatim.arguments import (
     fills,
     gap_options,
@@ -135,6 +135,7 @@ def generate(
 
 app.command()(rating.score)
 app.command()(training.train)
+app.command()(serving.serve)
 
 
 @app.command()

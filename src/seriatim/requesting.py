@@ -1,6 +1,6 @@
 """From a prompt and options to requests of an engine, and to their results. Used by `api.py`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -171,19 +171,44 @@ def run(
     extras: Extras = NOTHING,
 ) -> list[Result]:
     """Every prompt is checked before any work; then all run together."""
-    streams: list[list[Stream]] = []
+    streams = open_all(model, prompts, n, stop, options, extras)
     try:
-        for ids in prompts:
-            streams.append([open_stream(model, ids, stop, options, extras=extras)])
-            same = {**options, "seed": streams[-1][0].request.options.seed}
-            streams[-1] += (
-                open_stream(model, ids, stop, same, sample=i, extras=extras) for i in range(1, n)
-            )
         finish(model.engine, [s.request for some in streams for s in some])
     finally:
-        for stream in (s for some in streams for s in some):
-            model.engine.abort(stream.request)  # those that are done stay as they are
+        abandon(s for some in streams for s in some)
     return [with_samples([s.result() for s in some]) for some in streams]
+
+
+def open_all(
+    model: Asked,
+    prompts: Sequence[list[int]],
+    n: int,
+    stop: Any,
+    options: Mapping[str, Any],
+    extras: Extras = NOTHING,
+    *,
+    generate: bool = True,
+) -> list[list[Stream]]:
+    """A request for each of `n` samples of each prompt, queued; or, after an error, none."""
+    streams: list[list[Stream]] = []
+    how: dict[str, Any] = {"extras": extras, "generate": generate}
+    try:
+        for ids in prompts:
+            streams.append([open_stream(model, ids, stop, options, **how)])
+            same = {**options, "seed": streams[-1][0].request.options.seed}
+            streams[-1] += (
+                open_stream(model, ids, stop, same, sample=i, **how) for i in range(1, n)
+            )
+    except BaseException:
+        abandon(s for some in streams for s in some)
+        raise
+    return streams
+
+
+def abandon(streams: Iterable[Stream]) -> None:
+    """Abort the requests of these; those that are done stay as they are."""
+    for stream in streams:
+        stream.engine.abort(stream.request)
 
 
 def open_stream(
@@ -194,8 +219,9 @@ def open_stream(
     *,
     sample: int = 0,
     extras: Extras = NOTHING,
+    generate: bool = True,
 ) -> Stream:
-    """One request, queued."""
+    """One request, queued; it may end where the first id would be sampled."""
     named = model.drafting.resolved(model, _named(model, options), partial(content, model))
     watch, stops = None, stop_strings(stop, model.codec)
     rule = _rule(model, named.pop("until", None), ids, extras.before)
@@ -208,7 +234,14 @@ def open_stream(
     top = logprobs("prompt_logprobs", named.pop("prompt_logprobs", False))
     scores = None if top is None else Logprobs(ids, top=top)
     request = model.engine.add(
-        ids, sample=sample, watch=watch, rows=scores, guides=guides, ends=extras.ends, **named
+        ids,
+        sample=sample,
+        watch=watch,
+        rows=scores,
+        guides=guides,
+        ends=extras.ends,
+        generate=generate,
+        **named,
     )
     return Stream(model.engine, request, model.codec, watch, scores, extras.files)
 

@@ -108,7 +108,7 @@ class Stream:
         files: Sequence[Shown] | None = None,
     ) -> None:
         self.engine, self.request, self.codec, self.files = engine, request, codec, files
-        self._watch, self._scores = watch, scores
+        self._watch, self.scores = watch, scores  # of the prompt
         self._shown, self._texts, self._over = request.prompt, 0, False
 
     def __iter__(self) -> Self:
@@ -117,7 +117,7 @@ class Stream:
     def __next__(self) -> Piece:
         """What the next steps add. A step for another stream may have added to this one."""
         try:
-            while (piece := self._take()) is None and not self._over:
+            while (piece := self.take()) is None and not self._over:
                 self.engine.advance(self._moved)
         except BaseException:
             self.close()
@@ -131,9 +131,9 @@ class Stream:
     async def __aiter__(self) -> AsyncIterator[Piece]:
         async with aclosing(self.engine.follow(self.request)) as steps:
             async for _ in steps:
-                if (piece := self._take()) is not None:
+                if (piece := self.take()) is not None:
                     yield piece
-        if (piece := self._take()) is not None:  # what was held back
+        if (piece := self.take()) is not None:  # what was held back
             yield piece
 
     def close(self) -> None:
@@ -171,17 +171,14 @@ class Stream:
             logprobs=[d.logprob for d in r.draws if d.logprob is not None] if asked else None,
             stop_logprob=r.ending.logprob if r.ending else None,
             top_logprobs=[list(d.top) for d in r.draws] if asked else None,
-            prompt_logprobs=None if self._scores is None else self._scores.listed(),
-            prompt_top_logprobs=None if self._scores is None else self._scores.likeliest(),
+            prompt_logprobs=None if self.scores is None else self.scores.listed(),
+            prompt_top_logprobs=None if self.scores is None else self.scores.likeliest(),
             reencodes=None if codec is None else not codec.differs(ids),
             files=None if self.files is None else list(self.files),
         )
 
-    def _moved(self) -> bool:
-        return self.request.done or self._shown < len(self.request.ids)
-
-    def _take(self) -> Piece | None:
-        """What has come since; None for nothing yet, or nothing more."""
+    def take(self) -> Piece | None:
+        """What has come since the last piece; None for nothing yet, or nothing more. No step."""
         if self.request.done:  # asked before what came last is read: a thread may still add to it
             self._finish()
         texts = self.request.pieces[self._texts :]
@@ -189,6 +186,9 @@ class Stream:
         ids = self.request.ids[self._shown : end]
         self._shown, self._texts = self._shown + len(ids), self._texts + len(texts)
         return Piece("".join(texts), ids) if ids or any(texts) else None
+
+    def _moved(self) -> bool:
+        return self.request.done or self._shown < len(self.request.ids)
 
     def _finish(self) -> None:
         """Nothing more will come: shows what was held back, since it begins no stop string."""

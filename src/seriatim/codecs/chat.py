@@ -181,9 +181,11 @@ class Templates:
             RequestError: the model has none.
         """
         source = self._source(asked, tools)
-        if source not in self._made:
-            self._made = {source: Template(source, self._codec, self._marks)}
-        return self._made[source]
+        made = self._made.get(source)
+        if made is None:
+            made = Template(source, self._codec, self._marks)
+            self._made = {source: made}  # of several threads the last one's is kept
+        return made
 
     def save(self, folder: Path) -> None:
         """Writes the templates beside a tokenizer's files, and what they call bos_token, ..."""

@@ -191,6 +191,11 @@ class Engine:
         """Whether a thread of its own steps it."""
         return self._runner is not None and self._runner.alive
 
+    @property
+    def failure(self) -> SeriatimError | None:
+        """What ended that thread, if no request is to blame; nothing is taken until `start`."""
+        return None if self._runner is None else self._runner.error
+
     def advance(self, ready: Callable[[], bool]) -> None:
         """Step, or wait for the thread that steps until `ready` or a second is over."""
         if self._runner is not None and self.runs:
@@ -246,8 +251,8 @@ class Engine:
             return failed
 
     def _check_open(self) -> None:
-        if self._runner is not None and self._runner.error is not None:
-            raise self._runner.error
+        if (failure := self.failure) is not None:
+            raise failure
         waiting = len(self._new) + len(self.scheduler.waiting)
         if waiting >= self.queue:
             raise ResourceError(

@@ -217,7 +217,7 @@ def _optional(check: Callable) -> Callable:
     return lambda name, value, vocab: None if value is None else check(name, value, vocab)
 
 
-def _real(low: float, high: float, *, open_low: bool = False) -> Callable:
+def real(low: float, high: float, *, open_low: bool = False) -> Callable:
     def check(name: str, value: Any, _: int) -> float:
         try:
             number = float("nan" if isinstance(value, bool | str | bytes) else value)
@@ -250,8 +250,10 @@ def _bias(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], ..
     if not isinstance(value, Mapping):
         raise RequestError(f"{name} is {shown(value)}", expected="a mapping from id to number")
     ids = token_ids(name, value.keys(), vocab_size)
-    real = _real(-1e6, 1e6)
-    biases = (real(f"{name}[{i}]", b, vocab_size) for i, b in zip(ids, value.values(), strict=True))
+    within = real(-1e6, 1e6)
+    biases = (
+        within(f"{name}[{i}]", b, vocab_size) for i, b in zip(ids, value.values(), strict=True)
+    )
     return tuple(zip(ids, biases, strict=True))
 
 
@@ -287,21 +289,21 @@ def _processors(name: str, value: Any, _: int) -> tuple:
 _CHECKS: dict[str, Callable[[str, Any, int], Any]] = {
     "max_tokens": _optional(_whole(1)),
     "min_tokens": _whole(0),
-    "temperature": _real(0, float("inf")),
-    "dynatemp_range": _real(0, float("inf")),
-    "dynatemp_exponent": _real(0, 1e6),
+    "temperature": real(0, float("inf")),
+    "dynatemp_range": real(0, float("inf")),
+    "dynatemp_exponent": real(0, 1e6),
     "top_k": _whole(0),
-    "typical_p": _real(0, 1, open_low=True),
-    "top_p": _real(0, 1, open_low=True),
-    "min_p": _real(0, 1),
-    "xtc_probability": _real(0, 1),
-    "xtc_threshold": _real(0, 1),
+    "typical_p": real(0, 1, open_low=True),
+    "top_p": real(0, 1, open_low=True),
+    "min_p": real(0, 1),
+    "xtc_probability": real(0, 1),
+    "xtc_threshold": real(0, 1),
     "filters": _filters,
-    "repetition_penalty": _real(1e-6, 1e6),
-    "presence_penalty": _real(-1e6, 1e6),
-    "frequency_penalty": _real(-1e6, 1e6),
-    "dry_multiplier": _real(0, 1e6),
-    "dry_base": _real(1, 1e6),
+    "repetition_penalty": real(1e-6, 1e6),
+    "presence_penalty": real(-1e6, 1e6),
+    "frequency_penalty": real(-1e6, 1e6),
+    "dry_multiplier": real(0, 1e6),
+    "dry_base": real(1, 1e6),
     "dry_allowed_length": _whole(1, 2**31),
     "dry_range": _whole(0, 2**31),
     "dry_breakers": token_ids,

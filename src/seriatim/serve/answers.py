@@ -1,0 +1,172 @@
+"""A client's request under way: opened off the event loop, followed, and closed whatever happens.
+
+The whole answer is the fold of what `follow` gives; a protocol makes words of either.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from time import perf_counter
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from seriatim.constraints.constraining import GRAMMARS
+from seriatim.errors import RequestError, ResourceError, SeriatimError
+from seriatim.requesting import abandon
+from seriatim.results import Piece, Result, Stream
+from seriatim.serve.errors import Fault, refused
+from seriatim.serve.metrics import COUNTS
+from seriatim.serve.served import Asked, Served
+from seriatim.serve.shared import Shared
+
+T = TypeVar("T")
+
+
+class Bell:
+    """Rung in an engine's thread, heard in the event loop; rung twice unheard, it is heard once."""
+
+    def __init__(self) -> None:
+        self._loop, self._event, self._rung = asyncio.get_running_loop(), asyncio.Event(), False
+
+    def ring(self) -> None:
+        """Something has changed. Where nobody is left to hear it, nothing happens."""
+        if not self._rung:
+            self._rung = True
+            with suppress(RuntimeError):  # the loop is closed, and its engine goes on
+                self._loop.call_soon_threadsafe(self._event.set)
+
+    async def heard(self) -> None:
+        """Return when it was rung since the last time. What was rung for is read afterwards."""
+        await self._event.wait()
+        self._event.clear()
+        self._rung = False
+
+
+class Answer:
+    """The samples of one request, prompt by prompt. Made by `answering`.
+
+    Attributes:
+        streams: [prompt x sample], once it is open.
+    """
+
+    def __init__(
+        self, shared: Shared, served: Served, fields: frozenset[str], facts: dict[str, Any]
+    ) -> None:
+        self.served, self.streams = served, list[Stream]()
+        self._shared, self._fields, self._began = shared, fields, perf_counter()
+        self._facts = facts
+        facts["model"] = served.name
+
+    async def run(
+        self,
+        work: Callable[[], T],
+        *,
+        slow: bool = False,
+        undo: Callable[[T], object] | None = None,
+    ) -> T:
+        """What `work` gives, off the event loop.
+
+        Args:
+            slow: whether it compiles.
+            undo: told of what it gave, should nobody wait for it any more.
+
+        Raises:
+            Fault: it was refused.
+        """
+        try:
+            return await self._shared.workers.run(work, slow=slow, undo=undo)
+        except (RequestError, ResourceError) as error:
+            raise refused(error, self._fields) from error
+
+    async def open(self, asked: Asked) -> None:
+        """Queue its requests.
+
+        Raises:
+            Fault: refused.
+        """
+        slow = not asked.options.keys().isdisjoint(GRAMMARS)
+        opened = await self.run(lambda: self.served.open(asked), slow=slow, undo=_abandon)
+        self.streams = [s for some in opened for s in some]
+
+    def close(self) -> None:
+        """End its requests and free their cache; those that are done stay as they are."""
+        abandon(self.streams)
+
+    async def follow(self) -> AsyncGenerator[tuple[int, Piece | Result], None]:
+        """Of each sample, by its number: pieces as they come, and at last its result.
+
+        Raises:
+            Fault, SeriatimError: what ended one of them.
+        """
+        bell, left = Bell(), dict(enumerate(self.streams))
+        latest = [0.0] * len(left)
+        for stream in self.streams:
+            stream.request.wake = bell.ring
+        while left:
+            for index, stream in list(left.items()):
+                done = stream.request.done  # asked before what came last is read
+                if (piece := stream.take()) is not None:
+                    latest[index] = self._timed(piece, latest[index])
+                    yield index, piece
+                if done:
+                    del left[index]
+                    yield index, await self._result(stream)
+            if left:
+                await bell.heard()
+
+    async def results(self) -> list[Result]:
+        """Those of all samples, in order."""
+        async with aclosing(self.follow()) as steps:
+            found = {i: r async for i, r in steps if isinstance(r, Result)}
+        return [found[i] for i in range(len(self.streams))]
+
+    async def _result(self, stream: Stream) -> Result:
+        error = stream.request.error
+        if type(error) is SeriatimError and not self.served.ready:
+            raise self.served.stopped from error  # its own words are of the engine's inside
+        result = await self._shared.workers.run(stream.result)  # it encodes the output again
+        self._shared.metrics.finished(self.served.name, [result])
+        for name in COUNTS:
+            self._facts[name] = self._facts.get(name, 0) + getattr(result.usage, name)
+        return result
+
+    def _timed(self, piece: Piece, latest: float) -> float:
+        now, count = perf_counter(), len(piece.ids)
+        if count and latest:
+            self._shared.metrics.between(self.served.name, now - latest, count)
+        elif count:
+            self._shared.metrics.first(self.served.name, now - self._began)
+        return now if count else latest
+
+
+@asynccontextmanager
+async def answering(
+    shared: Shared, served: Served, count: int, fields: frozenset[str], request: Request
+) -> AsyncIterator[Answer]:
+    """Room for an answer; what it opened ends when the context is left.
+
+    Args:
+        count: of its samples.
+        fields: that an error may be about.
+        request: whose line of log says what it took.
+
+    Raises:
+        Fault: there is no room.
+    """
+    if count > shared.limits.choices:
+        most = shared.limits.choices
+        raise Fault(
+            400, f"the request asks for {count} samples; expected at most {most}", param="n"
+        )
+    served.gate.enter(count)
+    answer = Answer(shared, served, fields, request.state.visit.facts)
+    try:
+        yield answer
+    finally:
+        answer.close()
+        served.gate.leave(count)
+
+
+def _abandon(opened: Sequence[Sequence[Stream]]) -> None:
+    abandon(s for some in opened for s in some)

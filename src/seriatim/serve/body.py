@@ -1,0 +1,109 @@
+"""The body of a request: read within limits, and JSON without surprises."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from seriatim.errors import shown
+from seriatim.serve.errors import Fault, Gone, busy
+from seriatim.serve.limits import Limits, Workers, check_depth
+
+LARGE = 1 << 16  # bytes beyond which a body is parsed off the event loop
+
+
+class Bodies:
+    """Reads bodies; knows how many bytes of them are held.
+
+    Args:
+        limits: of one body, of all, of time.
+        workers: parse what is large.
+    """
+
+    def __init__(self, limits: Limits, workers: Workers) -> None:
+        self._limits, self._workers, self._held = limits, workers, 0
+
+    async def json(self, request: Request) -> Any:
+        """The body as JSON.
+
+        Raises:
+            Fault: 400, 408, 413, 415 or 429.
+            Gone: the client left.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            seen = f"the content type is {shown(kind)}"
+            raise Fault(415, f"{seen}; expected application/json", close=True)
+        with self._counted() as parts:
+            data = await self._read(request, parts)
+            if len(data) > LARGE:
+                return await self._workers.run(lambda: parsed(data, self._limits.depth))
+            return parsed(data, self._limits.depth)
+
+    async def _read(self, request: Request, parts: list[bytes]) -> bytes:
+        most = self._limits.body
+        if len(request.headers.get("content-length", "")) > len(str(most)):
+            raise _too_large(most)  # more digits; what they say is counted below
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                async for part in request.stream():
+                    size += len(part)
+                    self._take(len(part), parts, part)
+                    if size > most:
+                        raise _too_large(most)
+        except TimeoutError:
+            raise Fault(408, "the body did not arrive in time", close=True) from None
+        except ClientDisconnect:
+            raise Gone from None
+        return b"".join(parts)
+
+    def _take(self, size: int, parts: list[bytes], part: bytes) -> None:
+        if self._held + size > self._limits.bodies:
+            raise busy("too many bodies are being read")
+        self._held += size
+        parts.append(part)
+
+    @contextmanager
+    def _counted(self) -> Iterator[list[bytes]]:
+        parts: list[bytes] = []
+        try:
+            yield parts
+        finally:
+            self._held -= sum(map(len, parts))
+
+
+def parsed(data: bytes, depth: int) -> Any:
+    """JSON: no NaN, no key twice, not too deep, and UTF-8.
+
+    Raises:
+        Fault: 400.
+    """
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_number)
+    except RecursionError:
+        raise Fault(400, f"the body is nested deeper than {depth}") from None
+    except ValueError as error:  # JSON's, UTF-8's, of a number of 4300 digits
+        raise Fault(400, f"the body is not JSON: {error!s:.200}") from None
+    check_depth(value, depth)
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        found: set[str] = set()
+        twice = next(name for name, _ in pairs if name in found or found.add(name))
+        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+    return made
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _too_large(most: int) -> Fault:
+    return Fault(413, f"the body has more than {most} bytes", code="too_large", close=True)

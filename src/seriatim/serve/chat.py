@@ -1,0 +1,351 @@
+"""OpenAI's `/v1/chat/completions`: a conversation by the model's own template.
+
+Source: https://platform.openai.com/docs/api-reference/chat
+"""
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from secrets import token_hex
+from time import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from seriatim import chatting
+from seriatim.chatting import Turn
+from seriatim.engine.sampling import Draw
+from seriatim.errors import RequestError, shown
+from seriatim.results import Piece, Result
+from seriatim.serve import openai, own, tools
+from seriatim.serve.answers import Answer, answering
+from seriatim.serve.errors import Fault
+from seriatim.serve.fields import (
+    Field,
+    Flag,
+    Given,
+    Ignored,
+    Only,
+    Refused,
+    Shaped,
+    Table,
+    Whole,
+)
+from seriatim.serve.responses import dumped, event, respond
+from seriatim.serve.routes import Route
+from seriatim.serve.served import Asked, Served
+from seriatim.serve.shared import Shared
+from seriatim.serve.tools import Call, Calling
+
+ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
+NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
+
+
+def _messages(name: str, value: Any) -> list[dict[str, Any]]:
+    """Messages of known roles; what is in them, the template's codec checks."""
+    if not isinstance(value, list) or not value:
+        raise RequestError(f"{name} is {shown(value)}", expected="a list of messages")
+    return [_message(f"{name}[{place}]", message) for place, message in enumerate(value)]
+
+
+def _message(name: str, message: Any) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise RequestError(f"{name} is {shown(message)}", expected="a role and a content")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        known = ", ".join(sorted(ROLES))
+        raise RequestError(f"{name} has the role {shown(role)}", expected=f"one of {known}")
+    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+        raise RequestError(f"{name} has no tool_call_id", expected="that of the call it answers")
+    made = message | {"role": "system" if role == "developer" else role}
+    if (calls := message.get("tool_calls")) is not None:
+        made["tool_calls"] = tools.calls(f"{name}.tool_calls", calls)
+    return made
+
+
+def _format(name: str, value: Any) -> Any:
+    """The schema that the text must fulfil, in a list; an empty list for free text."""
+    match value:
+        case {"type": "text"} if len(value) == 1:
+            return []
+        case {"type": "json_object"} if len(value) == 1:
+            return [{"type": "object"}]
+        case {"type": "json_schema", "json_schema": {"name": str(word), "schema": dict(schema)}}:
+            if NAME.fullmatch(word):
+                return [schema]
+    raise RequestError(
+        f"{name} is {shown(value)}",
+        expected='{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}, '
+        '{"type": "json_object"} or {"type": "text"}',
+    )
+
+
+def _variables(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise RequestError(f"{name} is {shown(value)}", expected="values by name")
+    return value
+
+
+OBJECT = {"type": "object"}
+TABLE = Table(
+    (
+        own.MODEL,
+        Field("messages", Shaped(_messages, {"type": "array", "items": OBJECT}),
+              "`developer` is `system`; a content is text, or parts of text", required=True),
+        Field("max_completion_tokens", Whole(1), "an upper bound", "max_tokens",
+              "until the context is full"),
+        Field("max_tokens", Whole(1), "the same, by its older name"),
+        *openai.SAMPLING,
+        Field("logprobs", Flag(), "of each id"),
+        Field("top_logprobs", Whole(0, 20), "so many alternatives; only with `logprobs`"),
+        Field("response_format", Shaped(_format, OBJECT), "`text`, `json_object` or `json_schema`"),
+        Field("chat_template_kwargs", Shaped(_variables, OBJECT), "what else the template knows"),
+        Field("continue_final_message", Flag(),
+              "go on with the last message, an assistant's; the answer is what comes after it"),
+        Field("think_budget", Whole(0), "the most ids of reasoning"),
+        *own.OWN,
+        openai.RETURN_IDS,
+        Field("tools", Shaped(tools.functions, {"type": "array", "items": OBJECT}),
+              "functions, shown by the template; `strict` is ignored"),
+        Field("tool_choice", Only(("none", "auto")), "`none`: they are not shown"),
+        Field("parallel_tool_calls", Ignored(), ""),
+        Field("functions", Refused(), ""),
+        Field("function_call", Refused(), ""),
+        Field("modalities", Shaped(lambda n, v: Only((["text"],)).check(n, v)), '`["text"]`'),
+        Field("audio", Refused(), ""),
+        Field("prediction", Refused("speculate guesses from the conversation"), ""),
+        Field("web_search_options", Refused(), ""),
+        Field("reasoning_effort", Refused("give chat_template_kwargs"), ""),
+        Field("verbosity", Refused(), ""),
+        Field("store", Only((False,)), "nothing is stored"),
+        Field("service_tier", Only(("auto", "default")), "there is one"),
+        *openai.IGNORED,
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A chat completion under way: the same facts in every chunk of it."""
+
+    given: Given
+    served: Served
+    answer: Answer
+    turn: Turn
+    calling: Calling | None  # None: no tools
+    id: str
+    created: int
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What an object begins with."""
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.served.name}
+        return head | {"system_fingerprint": None}
+
+    def logprobs(self, draws: Sequence[Draw]) -> dict[str, Any] | None:
+        """Those of ids; None unless asked for."""
+        if not self.given.get("logprobs"):
+            return None
+        content = [self._token(d.id, d.logprob) | {"top_logprobs": self._top(d)} for d in draws]
+        return {"content": content, "refusal": None}
+
+    def ids(self, ids: Sequence[int]) -> dict[str, Any]:
+        """Of a choice: the ids that its text is a view of."""
+        asked = bool(self.given.get("return_token_ids"))
+        return {"token_ids": list(ids)} | ({"prompt_token_ids": self.turn.ids} if asked else {})
+
+    def _top(self, draw: Draw) -> list[dict[str, Any]]:
+        return [self._token(id, logprob) for id, logprob in draw.top]
+
+    def _token(self, id: int, logprob: float | None) -> dict[str, Any]:
+        data = self.served.spelling.data(id)
+        token = {"token": self.served.spelling.text(id), "logprob": openai.number(logprob)}
+        return token | {"bytes": None if data is None else list(data)}
+
+
+async def chat(shared: Shared, request: Request) -> Response:
+    """An answer to a conversation, whole or as a stream."""
+    given = _noted(await shared.read(request, TABLE))
+    openai.check_streaming(given)
+    _check(given)
+    served = shared.models.get(given.get("model"))
+    return await respond(
+        shared,
+        request,
+        given,
+        whole=lambda: _whole(shared, served, given, request),
+        frames=lambda: _frames(shared, served, given, request),
+        failed=openai.failed,
+    )
+
+
+def _noted(given: Given) -> Given:
+    """The same, saying that no tool is strict: calls are read, not constrained."""
+    strict = any(tool["function"].get("strict") for tool in given.get("tools", ()))
+    return replace(given, ignored=(*given.ignored, "tools.function.strict")) if strict else given
+
+
+def _check(given: Given) -> None:
+    """What fields say together.
+
+    Raises:
+        Fault: 400.
+    """
+    if "top_logprobs" in given.values and not given.get("logprobs"):
+        raise Fault(400, "top_logprobs is given without logprobs", param="top_logprobs")
+    bounds = {given.get("max_tokens"), given.get("max_completion_tokens")} - {None}
+    if len(bounds) > 1:
+        seen = "max_tokens and max_completion_tokens differ"
+        raise Fault(400, f"{seen}; expected one of them", param="max_tokens")
+
+
+@asynccontextmanager
+async def _open(
+    shared: Shared, served: Served, given: Given, request: Request
+) -> AsyncIterator[Talk]:
+    samples = given.get("n", 1)
+    async with answering(shared, served, samples, TABLE.names, request) as answer:
+        turn, calling = await answer.run(lambda: _turn(served, given))
+        options = _options(given) | {"tenant": request.state.tenant}
+        stop = given.get("stop", ())
+        await answer.open(Asked([turn.ids], options, samples, stop, turn.extras))
+        name, now = f"chatcmpl-{token_hex(12)}", int(time())
+        yield Talk(given, served, answer, turn, calling, name, now)
+
+
+def _turn(served: Served, given: Given) -> tuple[Turn, Calling | None]:
+    """The conversation as the model reads it, and how it calls tools. For a worker."""
+    messages = given.get("messages")
+    offered = given.get("tools") if given.get("tool_choice") != "none" else None
+    calling = tools.calling(served.model.templates, served.template, offered) if offered else None
+    served.check_text("".join(m["content"] for m in messages if type(m.get("content")) is str))
+    turn = chatting.turn(
+        served.model,
+        messages,
+        served.template,
+        tools=offered,
+        marks=calling.format.marks if calling else (),
+        continue_final=given.get("continue_final_message", False),
+        think_budget=given.get("think_budget"),
+        variables=given.get("chat_template_kwargs"),
+    )
+    return turn, calling
+
+
+def _options(given: Given) -> dict[str, Any]:
+    options = given.options
+    if (most := given.get("max_tokens")) is not None:
+        options["max_tokens"] = most
+    if given.get("logprobs"):
+        options["logprobs"] = given.get("top_logprobs") or True
+    if schema := given.get("response_format"):
+        if "json_schema" in options:
+            raise Fault(400, "json_schema and response_format are both given", param="json_schema")
+        options["json_schema"] = schema[0]
+    return options
+
+
+async def _whole(shared: Shared, served: Served, given: Given, request: Request) -> dict[str, Any]:
+    async with _open(shared, served, given, request) as talk:
+        results = await talk.answer.results()
+        return {
+            **talk.head("chat.completion"),
+            "choices": [_choice(talk, index, result) for index, result in enumerate(results)],
+            "usage": openai.usage(results, len(results)),
+            "seriatim": own.account(given),
+        }
+
+
+def _choice(talk: Talk, index: int, result: Result) -> dict[str, Any]:
+    """A choice, whole: what the chunks of a stream add up to."""
+    draws = talk.answer.streams[index].request.draws
+    thought, said = talk.turn.split(result.text)
+    said, calls = talk.calling.split(said) if talk.calling else (said, [])
+    message: dict[str, Any] = {"role": "assistant", "content": said or None if calls else said}
+    message |= {"reasoning_content": thought} if thought else {}
+    message |= {"tool_calls": [_called(call) for call in calls]} if calls else {}
+    return {
+        "index": index,
+        "message": message | {"refusal": None},
+        "logprobs": talk.logprobs(draws),
+        **_ended(result, bool(calls)),
+        **talk.ids(result.ids),
+    }
+
+
+def _called(call: Call) -> dict[str, Any]:
+    """A call in the protocol's words."""
+    function = {"name": call.name, "arguments": dumped(call.arguments)}
+    return {"id": f"call_{token_hex(12)}", "type": "function", "function": function}
+
+
+def _ended(result: Result, called: bool) -> dict[str, Any]:
+    ended = openai.ended(result)
+    wants = called and ended["finish_reason"] == "stop"
+    return ended | ({"finish_reason": "tool_calls"} if wants else {})
+
+
+class Speaking:
+    """A choice as it comes: its reasoning and its answer told apart, and where its ids stand."""
+
+    def __init__(self, talk: Talk, index: int) -> None:
+        self._talk, self._index, self._splitter = talk, index, talk.turn.splitter()
+        self._caller = talk.calling.caller() if talk.calling else None
+        self._ids, self._calls, self._begun = 0, 0, False
+
+    def next(self, piece: Piece) -> dict[str, Any]:
+        """What a piece adds."""
+        draws = self._talk.answer.streams[self._index].request.draws
+        begin, self._ids = self._ids, self._ids + len(piece.ids)
+        thought, said = self._splitter.feed(piece.text)
+        delta = self._delta(thought, *(self._caller.feed(said) if self._caller else (said, [])))
+        return self._part(delta, self._talk.logprobs(draws[begin : self._ids]), piece.ids)
+
+    def last(self, result: Result) -> dict[str, Any]:
+        """What was held back, and how it ended."""
+        thought, said = self._splitter.finish()
+        calls: list[Call] = []
+        if self._caller:
+            (said, calls), (rest, more) = self._caller.feed(said), self._caller.finish()
+            said, calls = said + rest, calls + more
+        delta = self._delta(thought, said, calls)
+        filled = {name: text for name, text in delta.items() if text}
+        return self._part(filled, None, []) | _ended(result, self._calls > 0)
+
+    def _delta(self, thought: str, said: str, calls: Sequence[Call]) -> dict[str, Any]:
+        delta: dict[str, Any] = {"content": said} if said or not (thought or calls) else {}
+        delta |= {"reasoning_content": thought} if thought else {}
+        if calls:
+            first, self._calls = self._calls, self._calls + len(calls)
+            delta["tool_calls"] = [{"index": i} | _called(c) for i, c in enumerate(calls, first)]
+        begun, self._begun = self._begun, True
+        return delta if begun else {"role": "assistant"} | delta
+
+    def _part(self, delta: dict[str, Any], logprobs: Any, ids: Sequence[int]) -> dict[str, Any]:
+        said = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        return said | self._talk.ids(ids)
+
+
+async def _frames(
+    shared: Shared, served: Served, given: Given, request: Request
+) -> AsyncGenerator[str, None]:
+    """A chunk for each piece, one for each end, and one for the usage if it was asked for."""
+    async with _open(shared, served, given, request) as talk:
+        speaking = [Speaking(talk, index) for index in range(len(talk.answer.streams))]
+        results: dict[int, Result] = {}
+        plain = talk.head("chat.completion.chunk")
+        head = plain | {"seriatim": own.account(given)}  # said once
+        async with aclosing(talk.answer.follow()) as steps:
+            async for index, what in steps:
+                if isinstance(what, Result):
+                    results[index], part = what, speaking[index].last(what)
+                else:
+                    part = speaking[index].next(what)
+                yield event(head | {"choices": [part]})
+                head = plain
+        for frame in openai.last(given, plain, results, len(results)):
+            yield frame
+
+
+ROUTES = (Route("POST", "/v1/chat/completions", chat, "A conversation goes on.", TABLE),)

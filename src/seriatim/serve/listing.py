@@ -1,0 +1,41 @@
+"""OpenAI's `/v1/models`: what is served."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from seriatim.serve.responses import Json
+from seriatim.serve.routes import Route
+from seriatim.serve.served import Served
+from seriatim.serve.shared import Shared
+
+
+async def models(shared: Shared, request: Request) -> Response:
+    """All of them."""
+    return Json({"object": "list", "data": [_model(served) for served in shared.models]})
+
+
+async def model(shared: Shared, request: Request) -> Response:
+    """One of them."""
+    return Json(_model(shared.models.get(request.path_params["name"])))
+
+
+def _model(served: Served) -> dict[str, Any]:
+    codec = served.model.codec
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "seriatim",
+        "context": served.model.context,
+        "vocab_size": served.model.vocab_size,
+        "codec": None if codec is None else codec.name,
+        "precision": served.model.precision,
+    }
+
+
+ROUTES = (
+    Route("GET", "/v1/models", models, "What is served."),
+    Route("GET", "/v1/models/{name:path}", model, "One model."),
+)

@@ -1,0 +1,68 @@
+"""What all routes of one server share."""
+
+import json
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from seriatim.serve.body import Bodies
+from seriatim.serve.errors import Ended
+from seriatim.serve.fields import Given, Table
+from seriatim.serve.limits import Limits, Workers
+from seriatim.serve.log import Log
+from seriatim.serve.metrics import Metrics
+from seriatim.serve.served import Models
+
+LONGEST = 100_000  # characters of a body in the log
+
+
+@dataclass
+class Shared:
+    """A server's models, limits and books.
+
+    Attributes:
+        keys: of clients; empty: everybody may ask.
+        hosts: by which it may be called; None: any.
+        strict: unknown fields are refused.
+        log_bodies: what was asked is logged as well.
+    """
+
+    models: Models = field(default_factory=Models)
+    limits: Limits = field(default_factory=Limits)
+    keys: tuple[str, ...] = ()
+    hosts: frozenset[str] | None = None
+    strict: bool = False
+    log_bodies: bool = False
+    log: Log = field(default_factory=Log)
+
+    def __post_init__(self) -> None:
+        self.workers = Workers(self.limits.workers)
+        self.bodies = Bodies(self.limits, self.workers)
+        self.metrics = Metrics(self.models)
+
+    async def read(self, request: Request, table: Table) -> Given:
+        """The fields of a request's body; logged if everything is.
+
+        Raises:
+            Fault, Gone: as `Bodies.json` and `Table.read`.
+        """
+        body = await self.bodies.json(request)
+        if self.log_bodies:
+            request.state.visit.facts["body"] = json.dumps(body)[:LONGEST]
+        given = table.read(body, strict=self.strict)
+        self.metrics.ignored(len(given.ignored))
+        return given
+
+    def end(self) -> None:
+        """End what is under way, with an error; nothing more is taken."""
+        self.models.draining = True
+        for served in self.models:
+            served.end(Ended("the server is about to end"))
+
+    def stop(self) -> None:
+        """The same, and end all threads."""
+        self.end()
+        for served in self.models:
+            served.engine.stop()
+        self.workers.stop()
+        self.log.close()

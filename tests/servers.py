@@ -1,0 +1,122 @@
+"""A server in this process: `ask` goes without a socket, `running` gives a real port.
+
+A plain module for tests.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+import tiny
+
+import seriatim
+from seriatim.codecs.chat import Templates
+from seriatim.serve import mock
+from seriatim.serve.app import make
+from seriatim.serve.limits import Limits
+from seriatim.serve.served import Models, Served
+from seriatim.serve.server import Server, bind, url
+from seriatim.serve.shared import Shared
+
+WAIT = 20  # seconds until a test gives up; none waits that long
+BASE = "http://127.0.0.1"
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+
+
+def load() -> seriatim.Model:
+    """The tiny model, of its own: bytes, a context of 256, random weights."""
+    with TemporaryDirectory() as folder:
+        return seriatim.load(tiny.write(Path(folder)), threads=1)
+
+
+def shared(model: seriatim.Model, *, any_model: bool = False, limits=None, **how: Any) -> Shared:
+    """A server of the tiny model and the mocks."""
+    made = Shared(models=Models(any_name=any_model), limits=limits or Limits(), **how)
+    model.templates = Templates({"default": TEMPLATE}, model.codec, {})
+    made.models.add(Served("tiny", model, made.limits))
+    for name in ("mock:echo", "mock:script"):
+        silent, script = mock.model(name)
+        made.models.add(Served(name, silent, made.limits, script=script))
+    made.models.loading = False
+    return made
+
+
+def ask(shared: Shared, path: str, body: Any = None, **how: Any) -> httpx.Response:
+    """One request, answered."""
+    return asked(shared, [(path, body)], **how)[0]
+
+
+def asked(shared: Shared, requests: Sequence[tuple[str, Any]], **how: Any) -> list[httpx.Response]:
+    """Several requests at once, answered."""
+
+    async def main() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(make(shared), client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url=BASE, timeout=None) as client:
+            return await asyncio.gather(*(_ask(client, *request, **how) for request in requests))
+
+    return asyncio.run(main())
+
+
+async def _ask(client: httpx.AsyncClient, path: str, body: Any, **how: Any) -> httpx.Response:
+    if body is None and "content" not in how:
+        return await client.request(how.pop("method", "GET"), path, **how)
+    if body is not None:
+        how = {"json": body, **how}
+    return await client.post(path, **how)
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The objects of a stream, which must end as the protocol says."""
+    assert response.status_code == 200, response.text
+    frames = response.text.split("\n\n")
+    assert frames[-2:] == ["data: [DONE]", ""]
+    assert all(frame.startswith("data: ") for frame in frames[:-1])
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
+
+
+@contextmanager
+def running(shared: Shared) -> Iterator[tuple[str, Server]]:
+    """A server at a real port, in a thread; it is drained at the end."""
+    listener = bind("127.0.0.1", 0)
+    server = Server(make(shared), shared, lambda: None)
+    thread = Thread(target=server.run, args=([listener],))
+    address = url(listener)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield address, server
+    finally:
+        server.should_exit = True
+        thread.join(WAIT)
+        assert not thread.is_alive()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for it."""
+    end = monotonic() + WAIT
+    while not holds():
+        assert monotonic() < end
+        sleep(0.002)
+
+
+@contextmanager
+def slow(model: seriatim.Model, seconds: float = 0.005) -> Iterator[None]:
+    """Each step takes so long at least."""
+    step = model.runtime.step
+
+    def waits(batch):
+        sleep(seconds)
+        return step(batch)
+
+    model.runtime.step = waits
+    try:
+        yield
+    finally:
+        model.runtime.step = step

@@ -3,21 +3,22 @@
 Each id stands for a text of its own; start, end and other special ids stand for nothing.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from seriatim.codecs._files import write_json
 from seriatim.errors import RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from seriatim.codecs import Stream
 
 
-class Base:
+class Base(ABC):
     """A codec without `encode`, `decode`, `examples`, `read` and `write`, which are its own.
 
     Attributes:
@@ -36,13 +37,13 @@ class Base:
     specials: Mapping[str, int] = MappingProxyType({})
     options: Mapping[str, Any] = MappingProxyType({})
 
+    @abstractmethod
     def encode(self, raw: Any, /) -> list[int]:
         """The ids of `raw`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> Any:
         """The object of `ids`, any of which may be there, in any order."""
-        raise NotImplementedError
 
     def shown(self, id: int) -> str:
         """The text of one id."""
@@ -110,8 +111,10 @@ def refused(codec: str, raw: Any, expected: str) -> RequestError:
     return RequestError(f"{type(raw).__name__} given to codec {codec}", expected=expected)
 
 
-def words(allowed: np.ndarray) -> np.ndarray:
+def words(allowed: "np.ndarray") -> "np.ndarray":
     """A mask of ids [size] as `Lawful.legal` gives it: uint32 words, the lowest bit first."""
+    import numpy as np
+
     padded = np.zeros(-(-len(allowed) // 32) * 32, bool)
     padded[: len(allowed)] = allowed
     return np.packbits(padded, bitorder="little").view("<u4").astype(np.uint32)

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
+
     from seriatim.codecs import Codec
 
 Law = Callable[["Codec", Any, list[int]], bool]
@@ -88,6 +87,8 @@ def _counted(codec: "Codec", raw: Any, ids: list[int]) -> bool:
 
 
 def _kept(codec: "Codec", raw: Any, ids: list[int]) -> bool:
+    from tempfile import TemporaryDirectory
+
     from seriatim.codecs import load
 
     with TemporaryDirectory() as folder:
@@ -97,6 +98,8 @@ def _kept(codec: "Codec", raw: Any, ids: list[int]) -> bool:
 
 
 def _written(codec: "Codec", raw: Any, ids: list[int]) -> bool:
+    from tempfile import TemporaryDirectory
+
     suffix = getattr(codec, "suffixes", ("",))[0]
     with TemporaryDirectory() as folder:
         codec.write(raw, path := Path(folder) / f"file{suffix}")
@@ -115,12 +118,12 @@ def _given(codec: Any, raw: Any, ids: list[int]) -> bool:
     return inside and _may_end(codec, rule(ids))
 
 
-def _may_end(codec: "Codec", words: np.ndarray) -> bool:
+def _may_end(codec: "Codec", words: "np.ndarray") -> bool:
     return any(_allows(words, id) for id in codec.ends)
 
 
-def _allows(words: np.ndarray, id: int) -> bool:
-    return id // 32 < len(words) and bool(words[id // 32] >> np.uint32(id % 32) & np.uint32(1))
+def _allows(words: "np.ndarray", id: int) -> bool:
+    return id // 32 < len(words) and bool(int(words[id // 32]) >> id % 32 & 1)
 
 
 _ALWAYS: list[tuple[str, Law]] = [

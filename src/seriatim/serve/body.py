@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from seriatim.errors import shown
+from seriatim.files.jsonfile import distinct
 from seriatim.serve.errors import Fault, Gone, busy
 from seriatim.serve.limits import Limits, Workers, check_depth
 
@@ -83,22 +84,13 @@ def parsed(data: bytes, depth: int) -> Any:
         Fault: 400.
     """
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_number)
+        value = json.loads(data.decode(), object_pairs_hook=distinct, parse_constant=_no_number)
     except RecursionError:
         raise Fault(400, f"the body is nested deeper than {depth}") from None
     except ValueError as error:  # JSON's, UTF-8's, of a number of 4300 digits
         raise Fault(400, f"the body is not JSON: {error!s:.200}") from None
     check_depth(value, depth)
     return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        found: set[str] = set()
-        twice = next(name for name, _ in pairs if name in found or found.add(name))
-        raise ValueError(f"the key {shown(twice)} stands twice in one object")
-    return made
 
 
 def _no_number(text: str) -> None:

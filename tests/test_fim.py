@@ -162,7 +162,7 @@ def test_half_a_character_is_split_between_ids():
 
 def test_rate_orders_and_places_are_as_drawn():
     ids, count = codec().prompt("x" * 100), 4000
-    task = objective(fim_rate=0.3, fim_order="both")
+    task = objective(fim_rate=0.3, fim_lines=0.0, fim_order="both")
     made = [task.rewritten(ids, draw(0, n)) for n in range(count)]
     gaps = [parts(one) for one in made if one != ids]
     assert abs(len(gaps) - 0.3 * count) < 4 * math.sqrt(count * 0.3 * 0.7)
@@ -172,6 +172,28 @@ def test_rate_orders_and_places_are_as_drawn():
     assert (sizes.sum(1) == 100).all()
     # Two uniform places leave three parts of a third each, with variance 1/18 of the whole.
     assert np.abs(sizes.mean(0) - 100 / 3).max() < 4 * 100 * math.sqrt(1 / 18 / len(psm))
+
+
+def test_gaps_of_whole_lines_are_lines_and_their_share_is_as_drawn():
+    """Each line but the last may be the first; half of the gaps have one line, a quarter two."""
+    text, count = "".join(f"{n}\n" for n in range(20)), 2000
+    ids = codec().prompt(text)
+    made = [
+        objective(fim_lines=1.0, fim_order="psm").rewritten(ids, draw(0, n)) for n in range(count)
+    ]
+    sizes, firsts = Counter(), Counter()
+    for one in made:
+        before, middle, after = (spelt(part).decode() for part in parts(one)[1:])
+        assert before + middle + after == text
+        assert before[-1:] in ("", "\n") and after[:1] in ("", "\n")
+        sizes[len(middle.split("\n"))] += before.count("\n") < 10
+        firsts[before.count("\n")] += 1
+    early = sum(sizes.values())
+    for lines in (1, 2, 3):
+        share = 0.5**lines
+        assert abs(sizes[lines] - early * share) < 4 * math.sqrt(early * share)
+    assert len(firsts) == 21
+    assert max(firsts.values()) < 2 * count / 21
 
 
 @pytest.mark.parametrize(("rate", "gaps"), [(0.0, 0), (1.0, 1)])

@@ -118,6 +118,9 @@ class Options:
     fim_rate: float = _option(
         AIM, 0.5, "fim: share of the pieces that get a gap.", of="fim", least=0, most=1
     )
+    fim_lines: float = _option(
+        AIM, 0.5, "fim: share of the gaps that are whole lines.", of="fim", least=0, most=1
+    )
     fim_order: str = _option(
         AIM,
         "both",

@@ -2,8 +2,10 @@
 
 Context-level FIM (Bavarian et al. 2022, arXiv:2207.14255, section 4.2): after documents were cut
 and packed, each piece in a row is, with probability `fim_rate`, split at two characters drawn
-uniformly. Its parts are encoded one by one, as in use, and written as `generate(prefix=, suffix=)`
-shows a gap, with the middle and an end id behind; by StarCoder's ids:
+uniformly; or, for the share `fim_lines`, around whole lines, as an editor asks: one, or each time
+with probability 1/2 one more, without the last newline. Its parts are encoded one by one, as in
+use, and written as `generate(prefix=, suffix=)` shows a gap, with the middle and an end id behind;
+by StarCoder's ids:
 
     psm: start <fim_prefix> PREFIX <fim_suffix> SUFFIX <fim_middle> MIDDLE end
     spm: start <fim_prefix> <fim_suffix> SUFFIX <fim_middle> PREFIX MIDDLE end  ("variant 2" there)
@@ -39,6 +41,7 @@ class Fim(Next):
         codec: of text, with ids that mark a gap.
         family: how they are written.
         rate: probability of a gap.
+        lines: probability that it is one of whole lines.
         orders: each as likely as the others.
         seed: what is drawn for a piece follows from it, the row's number and the piece's in it.
     """
@@ -46,6 +49,7 @@ class Fim(Next):
     codec: Spelt
     family: code.Family
     rate: float
+    lines: float
     orders: tuple[str, ...]
     seed: int
 
@@ -94,7 +98,7 @@ class Fim(Next):
     def _split(self, body: list[int], draw: np.random.Generator) -> Parts:
         """Between characters; between ids where there is no text, or no room for its parts."""
         if (text := self._text(body)) is not None:
-            cut = _cut(text, draw)
+            cut = (_cut_lines if draw.random() < self.lines else _cut)(text, draw)
             prefix, middle, suffix = (code.part(self.codec, self.family, part) for part in cut)
             if len(prefix) + len(middle) + len(suffix) <= len(body) + SLACK:
                 return prefix, middle, suffix
@@ -128,6 +132,17 @@ def _cut(whole: Whole, draw: np.random.Generator) -> tuple[Whole, Whole, Whole]:
     return whole[:first], whole[first:last], whole[last:]
 
 
+def _cut_lines(text: str, draw: np.random.Generator) -> tuple[str, str, str]:
+    """Three parts, the middle of whole lines, its last newline left to what follows."""
+    lines = text.split("\n")
+    first = int(draw.integers(len(lines)))
+    count = int(draw.geometric(0.5))
+    before, middle = lines[:first], lines[first : first + count]
+    start = sum(map(len, before)) + len(before)
+    end = start + len("\n".join(middle))
+    return text[:start], text[start:end], text[end:]
+
+
 def objective(options: Options, codec: Codec) -> Fim:
     """Of a run's options.
 
@@ -153,6 +168,7 @@ def objective(options: Options, codec: Codec) -> Fim:
         codec=codec,
         family=family,
         rate=options.fim_rate,
+        lines=options.fim_lines,
         orders=orders,
         seed=options.seed,
     )

@@ -47,6 +47,8 @@ def commit(request: Request, drafts: Sequence[int], computed: Computed, bounds: 
         drawn = sample(request, computed.logits[row], int(computed.best[row]), bounds)
         if request.done:  # its own processor has aborted it
             return
+        if drawn.id == draft:
+            request.guessed.add(request.generated)
         accept(request, drawn, bounds)
         if drawn.id != draft:
             return

@@ -104,8 +104,8 @@ function asked() {
   if ($("speculate").value) made.speculate = $("speculate").value;
   const { codec } = model(), text = $("prompt").value;
   if (mode() === "chat") {
-    if (text) state.talk.push({ role: "user", content: text });
-    return { path: "v1/chat/completions", body: { ...made, messages: [...state.talk] } };
+    const messages = text ? [...state.talk, { role: "user", content: text }] : state.talk;
+    return { path: "v1/chat/completions", body: { ...made, messages } };
   }
   const prompt = codec ? text : (text.match(/\d+/g) ?? []).map(Number);
   const more = mode() === "fill" ? { suffix: $("suffix").value } : {};
@@ -141,7 +141,7 @@ function begin(seed) {
   state.abort = new AbortController();
   state.view = view(model(), $("object"));
   state.classes = classesOf(model());
-  state.decoder = new TextDecoder();
+  state.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   document.body.classList.add("running");
   $("stop").disabled = false;
   $("go").disabled = $("retry").disabled = true;
@@ -223,6 +223,7 @@ function append(row) {
   if (row.accepted) span.classList.add("accepted");
   if (row.bytes === null) span.classList.add(TYPES[model().codec] ? "number" : "mark");
   else if (state.classes) span.classList.add("residue", classOf(state.classes, row.text));
+  if (!span.textContent) span.classList.add("part"); // of a character
   state.traces.push(row);
   $("ids").append(span);
 }

@@ -24,6 +24,9 @@ export function classesOf(model) {
   return ["dna", "rna"].includes(model.codec_options.alphabet) ? BASES : CLASSES;
 }
 
+// What a class is called: bases are classes of their own.
+export const labelOf = (name, members) => (Object.values(BASES).includes(members) ? members : name);
+
 export function classOf(classes, letter) {
   return Object.keys(classes).find((name) => classes[name].includes(letter)) ?? "other";
 }

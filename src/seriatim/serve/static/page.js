@@ -1,7 +1,7 @@
 // The playground: asks the server's public API and shows what comes, id by id.
 // Whatever a model says becomes text nodes, never markup.
 
-import { TYPES, classOf, classesOf, element, view } from "./objects.js";
+import { TYPES, classOf, classesOf, element, labelOf, view } from "./objects.js";
 
 const $ = (id) => document.getElementById(id);
 const MODES = { continue: "Continue", fill: "Fill a gap", chat: "Chat" };
@@ -97,7 +97,7 @@ function arrange() {
 
 function asked() {
   const made = {
-    model: $("model").value, stream: true, stream_options: { include_usage: true }, trace: 8,
+    model: $("model").value, stream: true, stream_options: { include_usage: true }, trace: 6,
     temperature: Number($("temperature").value), top_p: Number($("top_p").value),
     max_tokens: Number($("max_tokens").value),
   };
@@ -141,6 +141,7 @@ function begin(seed) {
   state.abort = new AbortController();
   state.view = view(model(), $("object"));
   state.classes = classesOf(model());
+  classLegend(state.classes ?? {});
   state.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   document.body.classList.add("running");
   $("stop").disabled = false;
@@ -151,10 +152,20 @@ function begin(seed) {
   drawTalk();
 }
 
+function classLegend(classes) {
+  $("legend").querySelectorAll(".class").forEach((item) => item.remove());
+  for (const [name, members] of Object.entries(classes)) {
+    const item = element("li", "class");
+    item.append(element("span", `swatch ${name}`), document.createTextNode(`${labelOf(name, members)}`));
+    $("legend").append(item);
+  }
+}
+
 function forget() {
   state.view?.stop?.();
   state.traces = [];
   $("ids").replaceChildren();
+  $("held").hidden = true;
   $("object").hidden = $("legend").hidden = $("look").hidden = $("seeded").hidden = true;
   $("status").textContent = "";
   fail("");
@@ -177,7 +188,7 @@ function show({ choices: [choice], usage }, ended, since) {
 function finish({ usage, stop }, since) {
   const { accepted_prediction_tokens: held, rejected_prediction_tokens: lost } = usage.completion_tokens_details;
   const rate = (1000 * usage.completion_tokens) / (performance.now() - since);
-  const why = { max_tokens: "the most ids asked for", context: "the context is full" }[stop] ?? "its own end";
+  const why = { max_tokens: "as many as asked for", context: "the context is full" }[stop] ?? "its own end";
   const said = [counted(state.traces.length, "id"), why, `${rate.toFixed(rate < 10 ? 1 : 0)} ids/s`];
   if (held + lost) said.push(`${held} of ${held + lost} drafts held`);
   $("status").textContent = said.join(" · ");
@@ -219,8 +230,11 @@ function append(row) {
   span.setAttribute("role", "option");
   span.tabIndex = -1;
   span.dataset.place = state.traces.length;
-  span.style.setProperty("--surprise", (1 - chance(row)).toFixed(3));
-  if (row.accepted) span.classList.add("accepted");
+  span.style.setProperty("--surprise", surprise(row).toFixed(3));
+  if (row.accepted) {
+    span.classList.add("accepted");
+    $("held").hidden = false;
+  }
   if (row.bytes === null) span.classList.add(TYPES[model().codec] ? "number" : "mark");
   else if (state.classes) span.classList.add("residue", classOf(state.classes, row.text));
   if (!span.textContent) span.classList.add("part"); // of a character
@@ -234,9 +248,16 @@ function letters({ id, text, bytes }) {
   return bytes === null ? text : state.decoder.decode(new Uint8Array(bytes), { stream: true });
 }
 
+const MOST_BITS = 12; // of surprise that shading tells apart
+const surprise = ({ logprob }) => Math.min(1, -(logprob ?? 0) / Math.LN2 / MOST_BITS);
 const chance = ({ logprob }) => Math.exp(logprob ?? 0);
 const percent = (p) => (p < 0.0005 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
-const named = ({ id, text, bytes }) => (bytes === null && text === `<${id}>` ? `${id}` : JSON.stringify(text).slice(1, -1).replaceAll(" ", "␣"));
+const SIGNS = { " ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥" };
+
+// An id by its text, with its white space seen; one without a text by its number.
+function named({ id, text, bytes }) {
+  return bytes === null && text === `<${id}>` ? `${id}` : text.replace(/[ \n\r\t]/g, (c) => SIGNS[c]);
+}
 
 function look(span) {
   $("ids").querySelector(".current")?.classList.remove("current");
@@ -244,7 +265,7 @@ function look(span) {
   if (!span) return;
   span.classList.add("current");
   const row = state.traces[span.dataset.place];
-  const others = row.top.some(({ id }) => id === row.id) ? row.top : [row, ...row.top];
+  const others = row.top.some(({ id }) => id === row.id) ? row.top : [...row.top, row];
   const head = element("p", "", `id ${row.id}${row.accepted ? " · a draft that held" : ""}`);
   $("look").replaceChildren(head, ...others.map((other) => alternative(other, other.id === row.id)));
   span.setAttribute("aria-label", `${named(row)}, ${percent(chance(row))}${row.accepted ? ", a draft that held" : ""}; ` +

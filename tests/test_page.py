@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from base64 import b64encode
 from importlib.resources import files
 from pathlib import Path
 
@@ -187,6 +188,33 @@ def test_the_list_of_models_says_what_each_can_do(server):
     assert data["music"]["codec_options"]["form"] == "chorale"
     assert data["image"]["codec_options"]["levels"] == 4
     assert data["image"]["chats"] is False
+
+
+def encoded(data: bytes) -> str:
+    return b64encode(data).decode()
+
+
+def test_a_prompt_may_be_a_file(server, tmp_path):
+    codec = server.models.get("image").model.codec
+    codec.write(codec.examples()[0], path := tmp_path / "a.png")
+    body = asked("image", return_token_ids=True)
+    body["prompt"] = {"base64": encoded(path.read_bytes()), "name": "A picture.PNG"}
+    body["max_tokens"] = 1
+    (choice,) = servers.ask(server, "/v1/completions", body).json()["choices"]
+    assert choice["prompt_token_ids"] == [*codec.start, *codec.encode(codec.read(path))]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [{}, {"base64": "AAAA"}, {"base64": "!", "name": "a.png"}, {"base64": "", "name": "a.png"},
+     {"base64": "AAAA", "name": "../../a"}, {"base64": "AAAA", "name": "a.png", "more": 1},
+     {"base64": "AAAA", "name": "a.mid"}, {"base64": encoded(b"GIF89a"), "name": "a.png"}],
+)  # fmt: skip
+def test_a_file_that_is_none_is_refused_without_a_path(server, prompt):
+    said = servers.ask(server, "/v1/completions", asked("image", prompt=prompt))
+    assert said.status_code == 400
+    assert "/tmp" not in said.text
+    assert "prompt" in said.json()["error"]["message"]
 
 
 # ---- in a browser -------------------------------------------------------------------------------
@@ -383,6 +411,20 @@ def test_an_image_is_painted_as_the_codec_renders_it(open_page, address, server)
     (choice,) = httpx.post(f"{address}/v1/completions", json=body).json()["choices"]
     image = server.models.get("image").model.codec.decode(choice["token_ids"])
     assert painted[::4] == list(image.tobytes())
+
+
+def test_a_file_is_a_prompt(open_page, address, server, tmp_path):
+    codec = server.models.get("notes").model.codec
+    codec.write(codec.examples()[1], path := tmp_path / "tune.mid")
+    page = open_page(address, "notes")
+    page.set_input_files("#file", path)
+    page.locator("#opened").filter(has_text="tune.mid").wait_for()
+    with page.expect_request("**/v1/completions") as sent:
+        page.click("#go")
+    finished(page)
+    assert sent.value.post_data_json["prompt"] == {
+        "base64": encoded(path.read_bytes()), "name": "tune.mid"
+    }  # fmt: skip
 
 
 def test_an_error_is_said_in_words(open_page, address):

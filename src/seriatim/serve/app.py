@@ -56,6 +56,10 @@ def make(shared: Shared) -> FastAPI:
             openapi_extra=route.openapi,
             operation_id=f"{route.method.lower()}{route.path}",
         )
+    for route in page.ROUTES:
+        app.add_api_route(
+            route.path, _bound(route, shared), methods=["HEAD"], include_in_schema=False
+        )
     app.add_exception_handler(HTTPException, _refused)
     app.add_middleware(Door, shared=shared)
     return app

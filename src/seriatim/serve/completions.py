@@ -21,8 +21,9 @@ from seriatim.engine.sampling import Draw
 from seriatim.errors import RequestError, shown
 from seriatim.requesting import NOTHING, Extras
 from seriatim.results import Piece, Result
-from seriatim.serve import openai, own, tracing
+from seriatim.serve import attached, openai, own, tracing
 from seriatim.serve.answers import Answer, answering
+from seriatim.serve.attached import File
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import Field, Flag, Given, Shaped, Table, Text, Whole
 from seriatim.serve.responses import event, respond
@@ -30,19 +31,23 @@ from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
 
-Prompt = str | list[int]
+Prompt = str | list[int] | File
 MOST_TYPES = 8
 
 
 def _prompts(name: str, value: Any) -> list[Prompt]:
-    """One or several, each text or ids."""
+    """One or several, each text or ids; or one file."""
+    if isinstance(value, dict):
+        return [attached.file(name, value)]
     if isinstance(value, str) or (isinstance(value, list) and all(type(v) is int for v in value)):
         return [value]
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         return value
     if isinstance(value, list) and all(isinstance(v, list) for v in value):
         return [_ids(f"{name}[{place}]", ids) for place, ids in enumerate(value)]
-    raise RequestError(f"{name} is {shown(value)}", expected="text, ids, or a list of either")
+    raise RequestError(
+        f"{name} is {shown(value)}", expected="text, ids, a list of either, or a file"
+    )
 
 
 def _ids(name: str, value: list[Any]) -> list[int]:
@@ -58,11 +63,12 @@ def _types(name: str, value: Any) -> list[str]:
     return value
 
 
+PROMPT = {"anyOf": [{"type": kind} for kind in ("string", "array", "object")]}
 TABLE = Table(
     (
         own.MODEL,
-        Field("prompt", Shaped(_prompts, {"anyOf": [{"type": "string"}, {"type": "array"}]}),
-              "text, ids, or a list of either; none is the model's start id"),
+        Field("prompt", Shaped(_prompts, PROMPT),
+              "text, ids, or a list of either; or a file; none is the model's start id"),
         Field("suffix", Text(), "what comes after a gap that the model fills, if it can"),
         Field("max_tokens", Whole(0), "an upper bound; 0 reads the prompt only", "max_tokens",
               "until the context is full"),
@@ -210,6 +216,10 @@ def _encoded(
     for prompt in prompts:
         if isinstance(prompt, str):
             served.check_text(prompt)
+    if isinstance(prompts[0], File):
+        if "suffix" in given.values:
+            raise RequestError("suffix is given with a file", expected="a prompt of text")
+        return [attached.ids(served, prompts[0])], NOTHING
     if (suffix := given.get("suffix")) is None:
         return requesting.numbered(served.model, prompts), NOTHING
     served.check_text(suffix)

@@ -53,7 +53,6 @@ def _file(name: str) -> tuple[bytes, str]:
 
 
 ROUTES = tuple(
-    Route(method, path, page, "The playground." if path == "/" else "A part of the playground.")
+    Route("GET", path, page, "The playground." if path == "/" else "A part of the playground.")
     for path in FILES
-    for method in ("GET", "HEAD")
 )

@@ -9,7 +9,7 @@ const PROMPTS = {
   text: "Text", byte: "Text", music: "ABC notation, or lines such as 0 C4 480", protein: "Residues",
   image: "Empty, or label=NAME",
 };
-const state = { models: new Map(), key: "", abort: null, asked: null, traces: [], talk: [], view: null };
+const state = { models: new Map(), key: "", abort: null, asked: null, traces: [], talk: [], view: null, file: null };
 
 // ---- the API -----------------------------------------------------------------------------------
 
@@ -77,6 +77,7 @@ function choose() {
   const kind = codec ?? "ids";
   const facts = [kind, `${vocab_size.toLocaleString()} ids`, `context ${context.toLocaleString()}`, precision];
   $("facts").textContent = facts.join(" · ");
+  open(null);
   forget();
   arrange();
 }
@@ -86,11 +87,24 @@ function arrange() {
   const plain = !codec || codec === "text" || codec === "byte";
   document.body.classList.toggle("coded", !plain || fill);
   $("after").hidden = !fill;
+  $("files").hidden = !TYPES[codec] && codec !== "protein";
   $("talk").hidden = !chat;
   $("clear").hidden = !chat;
   $("prompt-name").textContent = chat ? "Message" : fill ? "Text before the gap" : codec ? "Prompt" : "Prompt, as ids";
   $("prompt").placeholder = codec ? (PROMPTS[codec] ?? "") : "1 2 3";
   $("go").textContent = chat ? "Send" : "Generate";
+}
+
+// A file instead of a prompt; null for the prompt again.
+async function open(file) {
+  state.file = null;
+  $("opened").textContent = "";
+  $("file").value = "";
+  if (!file) return;
+  const letters = Array.from(new Uint8Array(await file.arrayBuffer()), (byte) => String.fromCharCode(byte));
+  state.file = { base64: btoa(letters.join("")), name: file.name };
+  $("opened").textContent = `${file.name} is the prompt`;
+  $("prompt").value = "";
 }
 
 // ---- asking ------------------------------------------------------------------------------------
@@ -107,7 +121,7 @@ function asked() {
     const messages = text ? [...state.talk, { role: "user", content: text }] : state.talk;
     return { path: "v1/chat/completions", body: { ...made, messages } };
   }
-  const prompt = codec ? text : (text.match(/\d+/g) ?? []).map(Number);
+  const prompt = state.file ?? (codec ? text : (text.match(/\d+/g) ?? []).map(Number));
   const more = mode() === "fill" ? { suffix: $("suffix").value } : {};
   if (TYPES[codec]) more.render = TYPES[codec];
   return { path: "v1/completions", body: { ...made, ...more, prompt } };
@@ -252,7 +266,7 @@ const MOST_BITS = 12; // of surprise that shading tells apart
 const surprise = ({ logprob }) => Math.min(1, -(logprob ?? 0) / Math.LN2 / MOST_BITS);
 const chance = ({ logprob }) => Math.exp(logprob ?? 0);
 const percent = (p) => (p < 0.0005 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
-const SIGNS = { " ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥" };
+const SIGNS = { " ": "␣", "\n": "↵", "\r": "⇤", "\t": "⇥" };
 
 // An id by its text, with its white space seen; one without a text by its number.
 function named({ id, text, bytes }) {
@@ -315,6 +329,8 @@ $("ask").addEventListener("keydown", (event) => {
   if (!state.abort) $("ask").requestSubmit($("go"));
 });
 $("stop").addEventListener("click", () => state.abort?.abort());
+$("file").addEventListener("change", (event) => open(event.target.files[0]));
+$("prompt").addEventListener("input", () => state.file && open(null));
 $("retry").addEventListener("click", () => ask(state.asked));
 $("clear").addEventListener("click", () => {
   state.abort?.abort();

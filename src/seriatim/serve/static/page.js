@@ -77,7 +77,7 @@ function choose() {
   const kind = codec ?? "ids";
   const facts = [kind, `${vocab_size.toLocaleString()} ids`, `context ${context.toLocaleString()}`, precision];
   $("facts").textContent = facts.join(" · ");
-  open(null);
+  attach(null);
   forget();
   arrange();
 }
@@ -96,7 +96,7 @@ function arrange() {
 }
 
 // A file instead of a prompt; null for the prompt again.
-async function open(file) {
+async function attach(file) {
   state.file = null;
   $("opened").textContent = "";
   $("file").value = "";
@@ -329,8 +329,8 @@ $("ask").addEventListener("keydown", (event) => {
   if (!state.abort) $("ask").requestSubmit($("go"));
 });
 $("stop").addEventListener("click", () => state.abort?.abort());
-$("file").addEventListener("change", (event) => open(event.target.files[0]));
-$("prompt").addEventListener("input", () => state.file && open(null));
+$("file").addEventListener("change", (event) => attach(event.target.files[0]));
+$("prompt").addEventListener("input", () => state.file && attach(null));
 $("retry").addEventListener("click", () => ask(state.asked));
 $("clear").addEventListener("click", () => {
   state.abort?.abort();

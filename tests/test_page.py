@@ -100,6 +100,10 @@ def test_what_the_page_asks_is_the_public_api():
     assert script.count("fetch(") == 1
 
 
+def test_every_file_of_the_page_is_packaged_and_served():
+    assert {file.name for file in STATIC.iterdir()} == {name for name, _ in FILES.values()}
+
+
 def test_the_page_is_text_nodes_and_names_no_other_server():
     every = "".join(STATIC.joinpath(name).read_text() for name, _ in FILES.values())
     for word in (
@@ -373,6 +377,24 @@ def test_a_chat_goes_on(open_page, address):
     assert page.locator("#ids").text_content() == mock.REPLIES[1]
     roles = page.locator("#talk p b").all_inner_texts()
     assert roles == ["user", "assistant", "user"]
+
+
+def test_another_model_ends_what_was_under_way(open_page, address, server):
+    page = open_page(address, "tiny")
+    page.check("input[value=chat]", force=True)
+    with servers.slow(server.models.get("tiny").model, 0.03):
+        write(page, "Once", most=200)
+        page.locator("#ids .id").nth(2).wait_for(state="attached")
+        page.select_option("#model", "mock:echo")
+        engine = server.models.get("tiny").engine
+        servers.until(lambda: engine.pool.limit == engine.pool.available)
+    page.locator("body:not(.running)").wait_for()
+    assert page.locator("#ids > *").count() == page.locator("#talk > *").count() == 0
+    assert page.locator("#retry").is_disabled()
+    page.fill("#prompt", "Hi")
+    page.click("#go")
+    finished(page)
+    assert page.locator("#talk p b").all_inner_texts() == ["user"]
 
 
 @pytest.mark.parametrize("model", ["music", "notes"])

@@ -78,7 +78,7 @@ function choose() {
   const facts = [kind, `${vocab_size.toLocaleString()} ids`, `context ${context.toLocaleString()}`, precision];
   $("facts").textContent = facts.join(" · ");
   attach(null);
-  forget();
+  leave();
   arrange();
 }
 
@@ -142,10 +142,11 @@ async function ask(request) {
     finish(ended, since);
   } catch (error) {
     const stopped = error.name === "AbortError";
+    if (state.asked !== request) return; // nobody looks at it any more
     $("status").textContent = stopped ? `Stopped after ${counted(state.traces.length, "id")}` : "";
     if (!stopped) fail(error.message);
   } finally {
-    end(ended);
+    end(request, ended);
   }
 }
 
@@ -173,6 +174,16 @@ function classLegend(classes) {
     item.append(element("span", `swatch ${name}`), document.createTextNode(`${labelOf(name, members)}`));
     $("legend").append(item);
   }
+}
+
+// End what is under way and what could be asked again, and the conversation.
+function leave() {
+  state.abort?.abort();
+  state.asked = null;
+  state.talk = [];
+  $("talk").replaceChildren();
+  $("retry").disabled = true;
+  forget();
 }
 
 function forget() {
@@ -208,14 +219,15 @@ function finish({ usage, stop }, since) {
   $("status").textContent = said.join(" · ");
 }
 
-function end({ reply, stop }) {
+function end(request, { reply, stop }) {
   document.body.classList.remove("running");
   state.abort = null;
   $("stop").disabled = true;
-  $("go").disabled = $("retry").disabled = false;
+  $("go").disabled = false;
+  $("retry").disabled = !state.asked;
   document.title = "seriatim";
-  if (state.asked.path.includes("chat") && (reply || stop !== undefined)) {
-    state.talk = [...state.asked.body.messages, { role: "assistant", content: reply }];
+  if (state.asked === request && request.path.includes("chat") && (reply || stop !== undefined)) {
+    state.talk = [...request.body.messages, { role: "assistant", content: reply }];
     $("prompt").value = "";
     $("prompt").focus();
   }
@@ -333,23 +345,13 @@ $("file").addEventListener("change", (event) => attach(event.target.files[0]));
 $("prompt").addEventListener("input", () => state.file && attach(null));
 $("retry").addEventListener("click", () => ask(state.asked));
 $("clear").addEventListener("click", () => {
-  state.abort?.abort();
-  state.talk = [];
-  $("talk").replaceChildren();
-  $("retry").disabled = true;
-  forget();
+  leave();
   $("prompt").focus();
 });
 $("reuse").addEventListener("click", () => ($("seed").value = $("used").textContent));
-$("model").addEventListener("change", () => {
-  state.abort?.abort();
-  state.talk = [];
-  $("talk").replaceChildren();
-  $("retry").disabled = true;
-  choose();
-});
+$("model").addEventListener("change", choose);
 $("modes").addEventListener("change", () => {
-  $("retry").disabled = true;
+  leave();
   arrange();
 });
 $("locked").addEventListener("submit", (event) => {

@@ -86,8 +86,8 @@ def accept(request: Request, drawn: Draw, bounds: Bounds) -> None:
         request.ending = drawn
         request.end(drawn.id)
         return
+    request.draws.append(drawn)  # first: another thread reads the draws of the ids that it sees
     request.ids.append(drawn.id)
-    request.draws.append(drawn)
     if request.watch is not None:
         piece, met = request.watch.feed(drawn.id)
         request.pieces.append(piece)

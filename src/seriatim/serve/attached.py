@@ -50,7 +50,7 @@ def ids(served: Served, given: File) -> list[int]:
         path.write_bytes(given.data)
         try:
             raw = codec.read(path)
-        except (FileError, RequestError) as error:  # its words name a path, which is nobody's business
+        except (FileError, RequestError) as error:  # it may name the path
             seen = error.seen.replace(str(path), "the file")
             raise RequestError(f"prompt: {seen}", expected=error.expected) from error
     if isinstance(raw, str):

@@ -568,9 +568,7 @@ def test_models_are_listed(server):
     assert servers.ask(server, "/v1/models/other").status_code == 404
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/v1/models/", "//v1//models", "/v1/models/../../etc/passwd"]
-)
+@pytest.mark.parametrize("path", ["/v1/models/", "//v1//models", "/v1/models/../../etc/passwd"])
 def test_a_path_that_is_no_route_is_not_found(server, path):
     assert servers.ask(server, path).status_code == 404
 

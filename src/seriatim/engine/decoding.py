@@ -47,6 +47,8 @@ def commit(request: Request, drafts: Sequence[int], computed: Computed, bounds: 
         drawn = sample(request, computed.logits[row], int(computed.best[row]), bounds)
         if request.done:  # its own processor has aborted it
             return
+        if drawn.id == draft:
+            request.guessed.add(request.generated)
         accept(request, drawn, bounds)
         if drawn.id != draft:
             return
@@ -84,8 +86,8 @@ def accept(request: Request, drawn: Draw, bounds: Bounds) -> None:
         request.ending = drawn
         request.end(drawn.id)
         return
+    request.draws.append(drawn)  # first: another thread reads the draws of the ids that it sees
     request.ids.append(drawn.id)
-    request.draws.append(drawn)
     if request.watch is not None:
         piece, met = request.watch.feed(drawn.id)
         request.pieces.append(piece)

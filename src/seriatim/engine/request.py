@@ -92,6 +92,7 @@ class Request:
         prompt: how many ids were given.
         ids: the prompt and what was sampled, the end id excluded.
         draws: one per sampled id, with log-probabilities; `ending` is the end id's.
+        guessed: the places in `draws` of drafts that held.
         rows_from: the first position whose logits `rows` is given.
         guides: all of them must allow an id.
         ends: ids that end it beside the model's own.
@@ -118,6 +119,7 @@ class Request:
     started: bool = False  # it has run once, whether or not it does now
     blocks: list[Block] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
+    guessed: set[int] = field(default_factory=set)
     pieces: list[str] = field(default_factory=list)  # what `watch` released, in order
     ending: Draw | None = None
     stop: int | str | None = None

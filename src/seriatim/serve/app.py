@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from seriatim import __version__
-from seriatim.serve import chat, completions, health, listing, llamacpp, messages
+from seriatim.serve import chat, completions, health, listing, llamacpp, messages, page
 from seriatim.serve.door import Door, refusal
 from seriatim.serve.errors import Fault
 from seriatim.serve.routes import Route
 from seriatim.serve.shared import Shared
 
-PROTOCOLS = (health, listing, completions, chat, messages, llamacpp)
+PROTOCOLS = (health, listing, completions, chat, messages, llamacpp, page)
 ROUTES: tuple[Route, ...] = tuple(route for protocol in PROTOCOLS for route in protocol.ROUTES)
 
 
@@ -55,6 +55,10 @@ def make(shared: Shared) -> FastAPI:
             summary=route.about,
             openapi_extra=route.openapi,
             operation_id=f"{route.method.lower()}{route.path}",
+        )
+    for route in page.ROUTES:
+        app.add_api_route(
+            route.path, _bound(route, shared), methods=["HEAD"], include_in_schema=False
         )
     app.add_exception_handler(HTTPException, _refused)
     app.add_middleware(Door, shared=shared)

@@ -19,7 +19,7 @@ from seriatim.chatting import Turn
 from seriatim.engine.sampling import Draw
 from seriatim.errors import RequestError, shown
 from seriatim.results import Piece, Result
-from seriatim.serve import openai, own, tools
+from seriatim.serve import openai, own, tools, tracing
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import (
@@ -107,6 +107,7 @@ TABLE = Table(
         Field("think_budget", Whole(0), "the most ids of reasoning"),
         *own.OWN,
         openai.RETURN_IDS,
+        own.TRACE,
         Field("tools", Shaped(tools.functions, {"type": "array", "items": OBJECT}),
               "functions, shown by the template; `strict` is ignored"),
         Field("tool_choice", Only(("none", "auto")), "`none`: they are not shown"),
@@ -155,8 +156,14 @@ class Talk:
         asked = bool(self.given.get("return_token_ids"))
         return {"token_ids": list(ids)} | ({"prompt_token_ids": self.turn.ids} if asked else {})
 
+    def trace(self, index: int, begin: int, end: int) -> dict[str, Any]:
+        """Of a choice: its ids from one place to another, looked at."""
+        request = self.answer.streams[index].request
+        return tracing.trace(self.given, request, begin, end, self.served.spelling)
+
     def _top(self, draw: Draw) -> list[dict[str, Any]]:
-        return [self._token(id, logprob) for id, logprob in draw.top]
+        top = draw.top[: self.given.get("top_logprobs", 0)]  # a trace may have more
+        return [self._token(id, logprob) for id, logprob in top]
 
     def _token(self, id: int, logprob: float | None) -> dict[str, Any]:
         data = self.served.spelling.data(id)
@@ -237,8 +244,8 @@ def _options(given: Given) -> dict[str, Any]:
     options = given.options
     if (most := given.get("max_tokens")) is not None:
         options["max_tokens"] = most
-    if given.get("logprobs"):
-        options["logprobs"] = given.get("top_logprobs") or True
+    asked = given.get("top_logprobs", 0) if given.get("logprobs") else None
+    options |= tracing.options(given, asked)
     if schema := given.get("response_format"):
         if "json_schema" in options:
             raise Fault(400, "json_schema and response_format are both given", param="json_schema")
@@ -271,6 +278,7 @@ def _choice(talk: Talk, index: int, result: Result) -> dict[str, Any]:
         "logprobs": talk.logprobs(draws),
         **_ended(result, bool(calls)),
         **talk.ids(result.ids),
+        **talk.trace(index, 0, len(result.ids)),
     }
 
 
@@ -300,7 +308,8 @@ class Speaking:
         begin, self._ids = self._ids, self._ids + len(piece.ids)
         thought, said = self._splitter.feed(piece.text)
         delta = self._delta(thought, *(self._caller.feed(said) if self._caller else (said, [])))
-        return self._part(delta, self._talk.logprobs(draws[begin : self._ids]), piece.ids)
+        part = self._part(delta, self._talk.logprobs(draws[begin : self._ids]), piece.ids)
+        return part | self._talk.trace(self._index, begin, self._ids)
 
     def last(self, result: Result) -> dict[str, Any]:
         """What was held back, and how it ended."""

@@ -3,6 +3,7 @@
 Source: https://platform.openai.com/docs/api-reference/completions
 """
 
+from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from seriatim import infilling, requesting
+from seriatim.codecs import Codec
 from seriatim.engine.sampling import Draw
 from seriatim.errors import RequestError, shown
 from seriatim.requesting import NOTHING, Extras
 from seriatim.results import Piece, Result
-from seriatim.serve import openai, own
+from seriatim.serve import attached, openai, own, tracing
 from seriatim.serve.answers import Answer, answering
+from seriatim.serve.attached import File
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import Field, Flag, Given, Shaped, Table, Text, Whole
 from seriatim.serve.responses import event, respond
@@ -28,18 +31,23 @@ from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
 
-Prompt = str | list[int]
+Prompt = str | list[int] | File
+MOST_TYPES = 8
 
 
 def _prompts(name: str, value: Any) -> list[Prompt]:
-    """One or several, each text or ids."""
+    """One or several, each text or ids; or one file."""
+    if isinstance(value, dict):
+        return [attached.file(name, value)]
     if isinstance(value, str) or (isinstance(value, list) and all(type(v) is int for v in value)):
         return [value]
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         return value
     if isinstance(value, list) and all(isinstance(v, list) for v in value):
         return [_ids(f"{name}[{place}]", ids) for place, ids in enumerate(value)]
-    raise RequestError(f"{name} is {shown(value)}", expected="text, ids, or a list of either")
+    raise RequestError(
+        f"{name} is {shown(value)}", expected="text, ids, a list of either, or a file"
+    )
 
 
 def _ids(name: str, value: list[Any]) -> list[int]:
@@ -49,11 +57,18 @@ def _ids(name: str, value: list[Any]) -> list[int]:
     return value
 
 
+def _types(name: str, value: Any) -> list[str]:
+    if len(own.texts(name, value)) > MOST_TYPES:
+        raise RequestError(f"{name} has {len(value)} types", expected=f"at most {MOST_TYPES}")
+    return value
+
+
+PROMPT = {"anyOf": [{"type": kind} for kind in ("string", "array", "object")]}
 TABLE = Table(
     (
         own.MODEL,
-        Field("prompt", Shaped(_prompts, {"anyOf": [{"type": "string"}, {"type": "array"}]}),
-              "text, ids, or a list of either; none is the model's start id"),
+        Field("prompt", Shaped(_prompts, PROMPT),
+              "text, ids, or a list of either; or a file; none is the model's start id"),
         Field("suffix", Text(), "what comes after a gap that the model fills, if it can"),
         Field("max_tokens", Whole(0), "an upper bound; 0 reads the prompt only", "max_tokens",
               "until the context is full"),
@@ -63,6 +78,9 @@ TABLE = Table(
         Field("best_of", Whole(1, 128), "must equal `n`"),
         *own.OWN,
         openai.RETURN_IDS,
+        own.TRACE,
+        Field("render", Shaped(_types, own.STRINGS),
+              "MIME types, such as `image/png`: `rendered` in the answer has the result as these"),
         *openai.IGNORED,
     )
 )  # fmt: skip
@@ -121,7 +139,8 @@ class Completion:
 
     def _top(self, token: str, draw: Draw) -> dict[str, float | None] | None:
         """The likeliest, and the chosen one."""
-        found = openai.top(draw.top, self.served.spelling)
+        top = draw.top[: self.given.get("logprobs")]  # a trace may have more
+        found = openai.top(top, self.served.spelling)
         return {**found, token: openai.number(draw.logprob)} if found else None
 
     def ids(self, index: int, ids: Sequence[int]) -> dict[str, Any]:
@@ -130,6 +149,25 @@ class Completion:
         return {"token_ids": list(ids)} | (
             {"prompt_token_ids": self.prompt(index)} if asked else {}
         )
+
+    def trace(self, index: int, begin: int, end: int) -> dict[str, Any]:
+        """Of a choice: its ids from one place to another, looked at."""
+        request = self.answer.streams[index].request
+        return tracing.trace(self.given, request, begin, end, self.served.spelling)
+
+    async def rendered(self, result: Result) -> dict[str, Any]:
+        """Of a choice: the result in the types that were asked for; null for what there is not."""
+        if (types := self.given.get("render")) is None:
+            return {}
+        codec = requesting.codec_of(self.served.model, "render")
+        return {"rendered": await self.answer.run(lambda: _rendered(codec, result.output, types))}
+
+
+def _rendered(codec: Codec, raw: Any, types: Sequence[str]) -> dict[str, str | None]:
+    """A MIME bundle as notebooks have it: bytes in base64. For a worker."""
+    bundle = codec.render(raw)
+    found = {kind: bundle.get(kind) for kind in types}
+    return {k: b64encode(v).decode() if isinstance(v, bytes) else v for k, v in found.items()}
 
 
 async def completions(shared: Shared, request: Request) -> Response:
@@ -171,11 +209,17 @@ def _encoded(
     served: Served, given: Given, prompts: Sequence[Prompt]
 ) -> tuple[list[list[int]], Extras]:
     """The ids of each prompt. For a worker."""
+    if "render" in given.values:
+        requesting.codec_of(served.model, "render")
     if not prompts:
         raise RequestError("prompt is an empty list", expected="at least one prompt")
     for prompt in prompts:
         if isinstance(prompt, str):
             served.check_text(prompt)
+    if isinstance(prompts[0], File):
+        if "suffix" in given.values:
+            raise RequestError("suffix is given with a file", expected="a prompt of text")
+        return [attached.ids(served, prompts[0])], NOTHING
     if (suffix := given.get("suffix")) is None:
         return requesting.numbered(served.model, prompts), NOTHING
     served.check_text(suffix)
@@ -185,8 +229,8 @@ def _encoded(
 
 def _options(given: Given) -> dict[str, Any]:
     options = given.options
+    options |= tracing.options(given, given.get("logprobs"))
     if (count := given.get("logprobs")) is not None:
-        options["logprobs"] = count or True
         options |= {"prompt_logprobs": count or True} if given.get("echo") else {}
     return options
 
@@ -194,7 +238,10 @@ def _options(given: Given) -> dict[str, Any]:
 async def _whole(shared: Shared, served: Served, given: Given, request: Request) -> dict[str, Any]:
     async with _open(shared, served, given, request) as made:
         results = await made.answer.results()
-        choices = [_choice(made, index, result) for index, result in enumerate(results)]
+        choices = [
+            _choice(made, index, result) | await made.rendered(result)
+            for index, result in enumerate(results)
+        ]
         return {
             **made.head,
             "choices": choices,
@@ -214,6 +261,7 @@ def _choice(made: Completion, index: int, result: Result) -> dict[str, Any]:
         "logprobs": None if logprobs[0] is None else _joined(logprobs),
         **openai.ended(result),
         **made.ids(index, result.ids),
+        **made.trace(index, 0, len(result.ids)),
     }
 
 
@@ -240,7 +288,8 @@ class Reading:
         """What a piece adds."""
         draws = self._made.answer.streams[self._index].request.draws
         begin, self._ids = self._ids, self._ids + len(piece.ids)
-        return self._part(piece.text, draws[begin : self._ids], piece.ids)
+        part = self._part(piece.text, draws[begin : self._ids], piece.ids)
+        return part | self._made.trace(self._index, begin, self._ids)
 
     def last(self, result: Result) -> dict[str, Any]:
         """How it ended."""
@@ -268,6 +317,7 @@ async def _frames(
                     yield event(head | {"choices": [part]})
                 if isinstance(what, Result):
                     results[index], part = what, readings[index].last(what)
+                    part |= await made.rendered(what)
                 else:
                     part = readings[index].next(what)
                 yield event(head | {"choices": [part]})

@@ -12,14 +12,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seriatim.errors import SeriatimError
-from seriatim.serve import messages, openai
+from seriatim.serve import messages, openai, page
 from seriatim.serve.errors import Fault, Gone, fault_of
 from seriatim.serve.responses import Json
 from seriatim.serve.shared import Shared
 
-OPEN = frozenset(
-    {"/livez", "/readyz", "/health"}
-)  # without a key: they tell nothing but their status
+# Without a key: the first tell nothing but their status, the page is the same for everybody.
+OPEN = frozenset({"/livez", "/readyz", "/health", *page.FILES})
 UNLOGGED = OPEN | {"/metrics"}
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from seriatim.codecs import Base
 from seriatim.serve.responses import Json
 from seriatim.serve.routes import Route
 from seriatim.serve.served import Served
@@ -31,6 +32,10 @@ def _model(served: Served) -> dict[str, Any]:
         "context": served.model.context,
         "vocab_size": served.model.vocab_size,
         "codec": None if codec is None else codec.name,
+        "unit": None if codec is None else codec.unit,
+        "codec_options": dict(codec.options) if isinstance(codec, Base) else {},
+        "chats": served.chats,
+        "infills": served.infills,
         "precision": served.model.precision,
     }
 

@@ -75,6 +75,13 @@ OWN = (
     Field("json_schema", Shaped(lambda name, value: value), "of the text", "json_schema"),
 )  # fmt: skip
 
+TRACE = Field(
+    "trace",
+    Whole(0, 20),
+    "`trace` in the answer: each id with its text, bytes, log-probability, so many alternatives, "
+    "and whether it was a draft that held",
+)
+
 
 def account(given: Given) -> dict[str, Any]:
     """What held although nobody asked for it, and what of the body changed nothing."""

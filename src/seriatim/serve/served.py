@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from time import time
 from typing import Any
 
 from seriatim.api import Model
+from seriatim.codecs import code
 from seriatim.engine.engine import Engine
 from seriatim.errors import RequestError, SeriatimError, shown
-from seriatim.requesting import Extras, abandon, open_all
+from seriatim.requesting import Extras, abandon, codec_of, open_all
 from seriatim.results import Stream
 from seriatim.serve.errors import Fault, unavailable
 from seriatim.serve.limits import Gate, Limits
@@ -55,6 +57,16 @@ class Served:
     def ready(self) -> bool:
         """Whether its engine steps."""
         return self.engine.runs and self.engine.failure is None
+
+    @cached_property
+    def chats(self) -> bool:
+        """Whether it has a template of chats."""
+        return _can(lambda: self.model.templates.get(self.template))
+
+    @cached_property
+    def infills(self) -> bool:
+        """Whether it can fill a gap."""
+        return _can(lambda: code.of(codec_of(self.model, "to fill a gap")))
 
     def open(self, asked: "Asked") -> list[list[Stream]]:
         """The requests that a client's comes to, for each prompt its samples. For a worker.
@@ -208,6 +220,15 @@ class Models:
     def busy(self) -> bool:
         """Whether anything is under way."""
         return any(served.gate.inside for served in self)
+
+
+def _can(do: Callable[[], object]) -> bool:
+    """Whether it is not refused."""
+    try:
+        do()
+    except SeriatimError:
+        return False
+    return True
 
 
 def too_long(ids: str, context: int) -> Fault:

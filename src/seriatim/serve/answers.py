@@ -85,7 +85,7 @@ class Answer:
         Raises:
             Fault: refused.
         """
-        slow = not asked.options.keys().isdisjoint(GRAMMARS)
+        slow = asked.slow or not asked.options.keys().isdisjoint(GRAMMARS)
         opened = await self.run(lambda: self.served.open(asked), slow=slow, undo=_abandon)
         self.streams = [s for some in opened for s in some]
 

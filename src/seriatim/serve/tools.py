@@ -20,6 +20,7 @@ from seriatim.errors import RequestError, shown
 MOST = 128  # tools of one request
 NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 FUNCTION = re.compile(r"\s*<function=([^>\s]+)>(.*)</function>\s*", re.DOTALL)
+PYTHON = "<|python_tag|>"
 PARAMETER = re.compile(r"\s*<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 
 
@@ -39,17 +40,24 @@ class Format:
         open: the text before a call; "" where an answer that begins with { is one.
         close: the text after it; "" is the answer's end.
         read: a call's inside, as calls; a ValueError if it is none.
+        given: what a call's arguments are called in its object; "" if it is none, and what is
+            written can then be read and not prescribed.
+        listed: whether calls are in a list.
+        aside: what may stand before a call that nothing opens.
     """
 
     teaches: str
     open: str
     close: str
     read: Callable[[str], list[Call]]
+    given: str = ""
+    listed: bool = False
+    aside: str = ""
 
     @property
     def marks(self) -> list[str]:
         """The texts by which an answer is told apart."""
-        return [mark for mark in (self.open, self.close) if mark]
+        return [mark for mark in (self.open, self.close, self.aside) if mark]
 
 
 def _objects(text: str) -> list[Call]:
@@ -69,6 +77,11 @@ def _call(value: Any) -> Call:
             if isinstance(given, dict):
                 return Call(name, given)
     raise ValueError("no call")
+
+
+def _bare(text: str) -> list[Call]:
+    """As `_objects`, and what stands before it."""
+    return _objects(text.strip().removeprefix(PYTHON).strip())
 
 
 def _tagged(text: str) -> list[Call]:
@@ -97,14 +110,16 @@ def _named(text: str) -> list[Call]:
     return [_call({"name": name.strip(), "arguments": given}) for name, _, given in pairs]
 
 
-# From the chat templates of: Hermes 2, Qwen2.5, Qwen3, Qwen3-Coder, SmolLM3; Phi-4-mini; Granite 3;
-# Mistral 7B v0.3, Nemo, Small; Llama 3.1 and 3.2.
+# From the chat templates of: Qwen3-Coder; Hermes 2, Qwen2.5, Qwen3, SmolLM3; Phi-4-mini; Granite 3;
+# Mistral Small; Mistral 7B v0.3, Nemo; Llama 3.1 and 3.2.
 FORMATS = (
-    Format("<tool_call>", "<tool_call>", "</tool_call>", _tagged),
-    Format("<|/tool_call|>", "<|tool_call|>", "<|/tool_call|>", _objects),
-    Format("<|tool_call|>", "<|tool_call|>", "", _objects),
-    Format("[TOOL_CALLS]", "[TOOL_CALLS]", "", _named),
-    Format('"parameters":', "", "", _objects),
+    Format("<function=", "<tool_call>", "</tool_call>", _tagged),
+    Format("<tool_call>", "<tool_call>", "</tool_call>", _tagged, "arguments"),
+    Format("<|/tool_call|>", "<|tool_call|>", "<|/tool_call|>", _objects, "arguments", True),
+    Format("<|tool_call|>", "<|tool_call|>", "", _objects, "arguments", True),
+    Format("[ARGS]", "[TOOL_CALLS]", "", _named),
+    Format("[TOOL_CALLS]", "[TOOL_CALLS]", "", _named, "arguments", True),
+    Format('"parameters":', "", "", _bare, "parameters", aside=PYTHON),
 )
 
 
@@ -127,6 +142,11 @@ class Caller:
         self._format, self._names = format, names
         self._held, self._gap = "", ""  # not yet told apart; the space before it
         self._inside, self._text, self._called = False, False, False
+
+    @property
+    def inside(self) -> str | None:
+        """What was said of the call under way; None outside of one."""
+        return self._held.lstrip().removeprefix(self._format.aside) if self._inside else None
 
     def feed(self, text: str) -> tuple[str, list[Call]]:
         """What `text` adds to the text, and the calls that it completes."""
@@ -165,10 +185,11 @@ class Caller:
 
     def _begin(self) -> str:
         """A call is the whole answer, or nothing of it."""
-        if not self._text and self._held.lstrip().startswith("{"):
+        begun, aside = self._held.lstrip(), self._format.aside
+        if not self._text and begun.startswith(("{", aside or "{")):
             self._inside = True
             return ""
-        self._text = self._text or bool(self._held.strip())
+        self._text = self._text or not aside.startswith(begun)
         said, self._held = (self._held, "") if self._text else ("", self._held)
         return said
 
@@ -210,12 +231,6 @@ class Calling(NamedTuple):
     def caller(self) -> Caller:
         """At an answer's beginning."""
         return Caller(self.format, self.names)
-
-    def split(self, text: str) -> tuple[str, list[Call]]:
-        """A whole answer's text, and its calls."""
-        caller = self.caller()
-        (said, calls), (rest, more) = caller.feed(text), caller.finish()
-        return said + rest, calls + more
 
 
 def calling(templates: Templates, asked: Path | None, tools: Sequence[Any]) -> Calling:

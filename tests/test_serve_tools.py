@@ -63,11 +63,10 @@ TEXT = [
 
 
 def read(format, text: str, step: int) -> tuple[str, list[Call]]:
-    caller, said, calls = Caller(format, {"add", "now"}), "", []
+    caller = Caller(format, {"add", "now"})
     parts = [text[at : at + step] for at in range(0, len(text), step)]
-    for more, some in [*map(caller.feed, parts), caller.finish()]:
-        said, calls = said + more, calls + some
-    return said, calls
+    heard = hearing.Heard("", [p for part in parts for p in caller.feed(part)] + caller.finish())
+    return heard.said, heard.calls
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 10**6])
@@ -268,9 +267,9 @@ def test_a_call_in_free_text_is_by_its_schema_from_its_mark_on(server):
         options = {"forced_ids": begun, "seed": seed, "max_tokens": 150}
         asked = Asked([turn.ids], options, extras=turn.extras, slow=True)
         ((stream,),) = served.open(asked)
-        _, said, calls = hearing.heard(turn, reading, stream.result().text)
-        assert said.startswith("Well") and calls[0].name == "pick"
-        assert calls[0].arguments["which"] in ("x", "y")
+        heard = hearing.heard(turn, reading, stream.result().text)
+        assert heard.said.startswith("Well") and heard.calls[0].name == "pick"
+        assert heard.calls[0].arguments["which"] in ("x", "y")
 
 
 def test_calls_that_can_only_be_read_are_not_prescribed(server):

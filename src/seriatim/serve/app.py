@@ -13,13 +13,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from seriatim import __version__
-from seriatim.serve import chat, completions, health, listing, llamacpp, messages
+from seriatim.serve import (
+    chat,
+    completions,
+    health,
+    listing,
+    llamacpp,
+    messages,
+    openai_responses,
+)
 from seriatim.serve.door import Door, refusal
 from seriatim.serve.errors import Fault
 from seriatim.serve.routes import Route
 from seriatim.serve.shared import Shared
 
-PROTOCOLS = (health, listing, completions, chat, messages, llamacpp)
+PROTOCOLS = (health, listing, completions, chat, openai_responses, messages, llamacpp)
 ROUTES: tuple[Route, ...] = tuple(route for protocol in PROTOCOLS for route in protocol.ROUTES)
 
 

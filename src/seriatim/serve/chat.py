@@ -4,7 +4,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 """
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from secrets import token_hex
@@ -82,12 +82,6 @@ def _format(name: str, value: Any) -> Any:
     )
 
 
-def _variables(name: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise RequestError(f"{name} is {shown(value)}", expected="values by name")
-    return value
-
-
 def _choice_of_tool(name: str, value: Any) -> str:
     """none, auto, required, or "=" and a tool's name."""
     match value:
@@ -114,7 +108,8 @@ TABLE = Table(
         Field("logprobs", Flag(), "of each id"),
         Field("top_logprobs", Whole(0, 20), "so many alternatives; only with `logprobs`"),
         Field("response_format", Shaped(_format, OBJECT), "`text`, `json_object` or `json_schema`"),
-        Field("chat_template_kwargs", Shaped(_variables, OBJECT), "what else the template knows"),
+        Field("chat_template_kwargs", Shaped(own.variables, OBJECT),
+              "what else the template knows"),
         Field("continue_final_message", Flag(),
               "go on with the last message, an assistant's; the answer is what comes after it"),
         Field("think_budget", Whole(0), "the most ids of reasoning"),
@@ -266,7 +261,8 @@ async def _whole(shared: Shared, served: Served, given: Given, request: Request)
 def _choice(talk: Talk, index: int, result: Result) -> dict[str, Any]:
     """A choice, whole: what the chunks of a stream add up to."""
     draws = talk.answer.streams[index].request.draws
-    thought, said, calls = heard(talk.turn, talk.calling, result.text)
+    whole = heard(talk.turn, talk.calling, result.text)
+    thought, said, calls = whole.thought, whole.said, whole.calls
     message: dict[str, Any] = {"role": "assistant", "content": said or None if calls else said}
     message |= {"reasoning_content": thought} if thought else {}
     message |= {"tool_calls": [_called(call) for call in calls]} if calls else {}
@@ -313,7 +309,7 @@ class Speaking:
         return self._part(filled, None, []) | _ended(result, self._calls > 0)
 
     def _delta(self, heard: Heard) -> dict[str, Any]:
-        thought, said, calls = heard
+        thought, said, calls = heard.thought, heard.said, heard.calls
         delta: dict[str, Any] = {"content": said} if said or not (thought or calls) else {}
         delta |= {"reasoning_content": thought} if thought else {}
         if calls:

@@ -327,8 +327,9 @@ class Blocks:
 
 
 def _parts(heard: Heard) -> list[Part]:
-    texts = [("thinking", heard.thought), ("text", heard.said)]
-    return [*(part for part in texts if part[1]), *(("tool_use", call) for call in heard.calls)]
+    thought: list[Part] = [("thinking", heard.thought)] if heard.thought else []
+    said: list[Part] = [("tool_use" if isinstance(p, Call) else "text", p) for p in heard.parts]
+    return [*thought, *said]
 
 
 def _block(kind: str, what: str | Call) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Shared:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        self.workers = Workers(self.limits.workers)
+        self.workers = Workers(self.limits.workers, self.limits.compile_seconds)
         self.bodies = Bodies(self.limits, self.workers)
         self.metrics = Metrics(self.models)
 

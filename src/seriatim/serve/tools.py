@@ -62,6 +62,7 @@ class Format:
 
 def _objects(text: str) -> list[Call]:
     """JSON objects, one after another or in a list, with a name and arguments."""
+    text = text.strip()
     calls, at, decoder = [], 0, json.JSONDecoder()
     while at < len(text):
         value, at = decoder.raw_decode(text, at)
@@ -81,13 +82,13 @@ def _call(value: Any) -> Call:
 
 def _bare(text: str) -> list[Call]:
     """As `_objects`, and what stands before it."""
-    return _objects(text.strip().removeprefix(PYTHON).strip())
+    return _objects(text.strip().removeprefix(PYTHON))
 
 
 def _tagged(text: str) -> list[Call]:
     """As `_objects`, or the form of Qwen3-Coder: <function=name> with a <parameter=name> each."""
     if (found := FUNCTION.fullmatch(text)) is None:
-        return _objects(text.strip())
+        return _objects(text)
     inner = found[2]
     if PARAMETER.sub("", inner).strip():
         raise ValueError("no call")
@@ -105,7 +106,7 @@ def _value(raw: str) -> Any:
 def _named(text: str) -> list[Call]:
     """As `_objects`, or the later form of Mistral: name[ARGS]{...}, again and again."""
     if "[ARGS]" not in text:
-        return _objects(text.strip())
+        return _objects(text)
     pairs = (call.partition("[ARGS]") for call in text.split("[TOOL_CALLS]"))
     return [_call({"name": name.strip(), "arguments": given}) for name, _, given in pairs]
 
@@ -148,26 +149,23 @@ class Caller:
         """What was said of the call under way; None outside of one."""
         return self._held.lstrip().removeprefix(self._format.aside) if self._inside else None
 
-    def feed(self, text: str) -> tuple[str, list[Call]]:
-        """What `text` adds to the text, and the calls that it completes."""
+    def feed(self, text: str) -> list[str | Call]:
+        """What `text` adds to the text, and the calls that it completes, in their order."""
         self._held += text
-        said, calls = "", list[Call]()
+        parts: list[str | Call] = []
         while True:
             before = self._inside
-            if self._inside:
-                more, some = self._close()
-                said, calls = said + more, calls + some
-            else:
-                said += self._open()
+            parts += self._close() if self._inside else [self._open()]
             if self._inside == before:
-                return said, calls
+                return [part for part in parts if part]
 
-    def finish(self) -> tuple[str, list[Call]]:
+    def finish(self) -> list[str | Call]:
         """What was held back, for nothing more will come."""
         body, self._held = self._held, ""
         if self._inside:
             return self._read(body, "")
-        return ("" if self._called and not body.strip() else self._gap + body), []
+        rest = "" if self._called and not body.strip() else self._gap + body
+        return [rest] if rest else []
 
     def _open(self) -> str:
         """The text up to where a call begins, or may."""
@@ -200,16 +198,16 @@ class Caller:
         self._gap = said[len(kept) :]
         return kept
 
-    def _close(self) -> tuple[str, list[Call]]:
+    def _close(self) -> list[str | Call]:
         """The call, once it is whole."""
         mark = self._format.close
         if not mark or mark not in self._held:
-            return "", []
+            return []
         body, _, self._held = self._held.partition(mark)
         self._inside = False
         return self._read(body, mark)
 
-    def _read(self, body: str, mark: str) -> tuple[str, list[Call]]:
+    def _read(self, body: str, mark: str) -> list[str | Call]:
         gap, self._gap = self._gap, ""
         try:
             calls = self._format.read(body)
@@ -218,8 +216,8 @@ class Caller:
             calls = []
         if calls and all(call.name in self._names for call in calls):
             self._called = True
-            return "", calls
-        return gap + self._format.open + body + mark, []
+            return [*calls]
+        return [gap + self._format.open + body + mark]
 
 
 class Calling(NamedTuple):

@@ -25,6 +25,8 @@ STRICT = {
         },
     },
 }
+LONG = {"type": "object", "properties": {f"p{n}" * 30: {} for n in range(150)}}
+BIG = {"type": "function", "function": {"name": "big", "strict": True, "parameters": LONG}}
 ADD, NOW = Call("add", {"a": 1}), Call("now", {})
 
 SAID = [
@@ -173,6 +175,7 @@ def test_what_a_tool_answered_is_part_of_the_conversation(server):
         {"tool_choice": "required", "min_tokens": 1},
         {"tool_choice": "required", "regex": "a"},
         {"tool_choice": "any"},
+        {"tools": [BIG | {"function": BIG["function"] | {"name": f"b{n}"}} for n in range(9)]},
         {"tools": [STRICT | {"function": STRICT["function"] | {"parameters": {"type": "array"}}}]},
         {"tools": [STRICT | {"function": STRICT["function"] | {"parameters": {"not": {}}}}]},
         {"tool_choice": {"type": "function", "function": {"name": "missing"}}},

@@ -27,6 +27,7 @@ from seriatim.serve.errors import Fault
 from seriatim.serve.served import Served
 from seriatim.serve.tools import Caller, Calling
 
+LONGEST = 1 << 16  # characters of a request's strict schemas, which are compiled together
 AGAINST = NAMES | {"min_tokens", "ignore_end"}  # options that contradict a constrained call
 ANY = {"type": "object"}
 THINK, FREE, BODY, CALLED = "think", "free", "body", "called"
@@ -154,6 +155,9 @@ def _grammar(reading: Calling, wanted: Wanted) -> Grammar:
     offered = [t["function"] for t in wanted.tools]
     asked = [f for f in offered if wanted.named in (None, f["name"])]
     rules = [rule for n, f in enumerate(asked) for rule in _rules(reading, n, f)]
+    if (size := sum(map(len, rules))) > LONGEST:
+        seen = f"tools: what constrains them has {size} characters"
+        raise RequestError(seen, expected=f"at most {LONGEST}", fix="fewer strict ones")
     call = " | ".join(f"call{n}" for n in range(len(asked)))
     more = "" if wanted.single else ' (", " call)*'
     body = f'"[" call{more} "]"' if reading.format.listed else "call"

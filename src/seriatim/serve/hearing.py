@@ -58,9 +58,11 @@ def heard(turn: Turn, reading: Calling | None, text: str) -> Heard:
     first, last = hearing.feed(text), hearing.finish()
     parts: list[str | Call] = []
     for part in (*first.parts, *last.parts):
-        if isinstance(part, str) and parts and isinstance(parts[-1], str):
-            part = parts.pop() + part
-        parts.append(part)
+        before = parts[-1] if parts else None
+        if isinstance(part, str) and isinstance(before, str):
+            parts[-1] = before + part
+        else:
+            parts.append(part)
     return Heard(first.thought + last.thought, parts)
 
 

@@ -40,7 +40,7 @@ class Limits:
     body_seconds: float = 60.0
     idle_seconds: float = 75.0
     write_seconds: float = 60.0
-    ping_seconds: float = 10.0
+    ping_seconds: float = 15.0
     compile_seconds: float = 10.0
     connections: int = 16_384
     queue: int = 64

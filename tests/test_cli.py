@@ -22,7 +22,7 @@ from seriatim import __main__, cli, zoo
 
 SOURCE = str(Path(seriatim.__file__).parents[1])
 COMMANDS = [
-    "generate", "score", "train", "bench", "info", "models", "codecs", "chat", "quantize",
+    "generate", "score", "train", "serve", "bench", "info", "models", "codecs", "chat", "quantize",
     "compare", "export", "variants", "verify", "eval",
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ import seriatim
 from seriatim import codecs
 from seriatim.codecs import _gguf_out, code, text
 from seriatim.codecs.byte import ByteCodec
-from seriatim.errors import RequestError
+from seriatim.errors import FileError, RequestError
 from seriatim.train import loop, options
 from seriatim.train.batches import NOTHING, Batch, Batches
 from seriatim.train.data import prepare
@@ -368,3 +368,29 @@ def test_a_middle_that_follows_from_what_comes_after_is_learned(tmp_path):
         shown = [{"prefix": "", "suffix": f"={c}", "fim_order": order} for c in letters]
         right = [model.generate(**s, **greedy).output == s["suffix"][1] for s in shown]
         assert sum(right) >= 8
+
+
+def test_a_codec_names_the_order_of_requests_that_name_none(tmp_path):
+    made = code.train(text.EXAMPLES, 300, {"order": "spm"})
+    made.save(tmp_path)
+    loaded = codecs.load(tmp_path)
+    assert code.order_of(loaded) == "spm"
+    assert (
+        loaded.infill("a", "b") == loaded.infill("a", "b", "spm") != loaded.infill("a", "b", "psm")
+    )
+    with pytest.raises(RequestError, match=r"order is 'sp'.*psm or spm"):
+        code.train(text.EXAMPLES, 300, {"order": "sp"})
+    said = json.loads((tmp_path / "codec.json").read_text())
+    (tmp_path / "codec.json").write_text(json.dumps(said | {"options": {"order": 1}}))
+    with pytest.raises(FileError, match="code:order is 1"):
+        codecs.load(tmp_path)
+
+
+def test_a_codec_is_learned_with_its_options(tmp_path):
+    learned = codecs.learner("code:order=spm")(text.EXAMPLES, 300)
+    assert code.order_of(learned) == "spm"
+    assert code.order_of(codecs.learner("code")(text.EXAMPLES, 300)) == "psm"
+    with pytest.raises(RequestError, match="codec text has no options"):
+        codecs.learner("text:order=spm")
+    with pytest.raises(RequestError, match=r"no option 'ordre'.*did you mean order"):
+        codecs.learner("code:ordre=spm")(text.EXAMPLES, 300)

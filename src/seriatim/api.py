@@ -93,8 +93,8 @@ class Model:
             n: how many samples, in `.samples`; the sample index is part of the noise.
             stop: strings that end the text; `output` ends before the one that is met.
             prefix, suffix: instead of a prompt: what comes before and after a gap that the model
-                fills, if it was trained to; each text or a `Path`. `fim_order` is "psm" (default)
-                or "spm": which of the two it reads first.
+                fills, if it was trained to; each text or a `Path`. `fim_order` is "psm" or "spm":
+                which of the two it reads first (default: as its codec says, else "psm").
             files: other files, by path, that the model reads before the gap, the last one nearest
                 to it; each a text or a `Path`. `file` is the path of the file with the gap,
                 `repository` its name. `context_budget` is how many ids `files` may take: what does

@@ -110,7 +110,9 @@ def _filling(
     suffix: Annotated[str | None, typer.Option(help="What comes after it.")] = None,
     prefix_file: Annotated[Path | None, typer.Option(help="Likewise, in a file.")] = None,
     suffix_file: Annotated[Path | None, typer.Option(help="Likewise.")] = None,
-    fim_order: Annotated[str | None, typer.Option(help="psm or spm.", show_default="psm")] = None,
+    fim_order: Annotated[
+        str | None, typer.Option(help="psm or spm.", show_default="the model's")
+    ] = None,
     context_file: Annotated[
         list[Path] | None,
         typer.Option(help="Another file to show before the gap, the last nearest; repeatable."),

@@ -72,7 +72,7 @@ def evaluate(
         int | None, typer.Option(show_default="what right answers need; 512 of reasoning")
     ] = None,
     fim_order: Annotated[
-        str | None, typer.Option(help="Of gaps: psm or spm.", show_default="psm")
+        str | None, typer.Option(help="Of gaps: psm or spm.", show_default="the model's")
     ] = None,
     shots: Annotated[
         int | None,

@@ -45,7 +45,7 @@ def infill(
     codec = codec_of(model, "to fill a gap")
     family = code.of(codec)
     before, after = _text(codec, "prefix", prefix), _text(codec, "suffix", suffix)
-    order = "psm" if order is None else order
+    order = code.order_of(codec) if order is None else order
     if all(value is None for value in asked.values()):
         ids, account = code.infill(codec, family, before, after, order), None
     else:

@@ -7,7 +7,9 @@ them. Nothing here knows a model: the engine sees ids and never a codec.
     codec.decode(codec.encode("Hello"))
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -34,6 +36,7 @@ __all__ = [
     "Stream",
     "Watch",
     "laws",
+    "learner",
     "load",
     "made",
     "refused",
@@ -250,9 +253,22 @@ def made(name: str) -> Codec | None:
         return module.make(_pairs(name, options))
     if not hasattr(module, "train"):
         raise RequestError(f"codec {name} is made of a model's folder", fix="name that folder")
-    if options:
-        raise RequestError(f"codec {name} has no options; {options!r} is given", fix="leave it out")
     return None
+
+
+def learner(name: str) -> Callable[[Iterable[str], int], Codec]:
+    """What learns the ids of a codec that `made` gives None for, from texts and how many to learn.
+
+    Raises:
+        RequestError: options that it does not have.
+    """
+    name, _, options = name.partition(":")
+    train = registry.get(PACKAGE, name).train
+    if not options:
+        return train
+    if "options" not in signature(train).parameters:
+        raise RequestError(f"codec {name} has no options; {options!r} is given", fix="leave it out")
+    return partial(train, options=_pairs(name, options))
 
 
 def _pairs(name: str, text: str) -> dict[str, str]:

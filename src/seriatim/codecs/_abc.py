@@ -310,7 +310,7 @@ def chord(text: str) -> tuple[int, ...]:
 
     Example:
         >>> chord("Am"), chord("D/f+")[0], chord("fine")
-        ((45, 57, 60, 64), 42, ())
+        ((45, 48, 52, 57), 42, ())
     """
     if not (match := _SYMBOL.fullmatch(text.strip())):
         return ()

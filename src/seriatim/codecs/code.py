@@ -11,13 +11,16 @@ in its prefix, each behind a comment with its path.
     codec = code.train(texts, vocab_size=4096)  # with StarCoder's ids
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from seriatim.codecs import Codec, text
 from seriatim.codecs._cuts import CUTS
+from seriatim.codecs._files import read_json, write_json
+from seriatim.codecs._options import parse
 from seriatim.codecs._repository import Repository, Shown, comment, fitted
 from seriatim.errors import FileError, RequestError, shown
 
@@ -240,6 +243,17 @@ def ends(codec: Codec, family: Family) -> tuple[int, ...]:
     return tuple(codec.added[text] for text in texts if text in codec.added)
 
 
+@dataclass(frozen=True)
+class Options:
+    """What may be asked of the codec by its name: "code:order=spm".
+
+    Attributes:
+        order: of the two texts around a gap, where a request names none.
+    """
+
+    order: Literal["psm", "spm"] = "psm"
+
+
 class CodeCodec(text.TextCodec):
     """Code by a tokenizer that can mark gaps.
 
@@ -249,30 +263,48 @@ class CodeCodec(text.TextCodec):
 
     name = "code"
 
-    def __init__(self, tokenizer: "Tokenizer", *, ends: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: "Tokenizer", *, ends: Sequence[int] = (), order: str = "psm"
+    ) -> None:
         super().__init__(tokenizer, ends=ends)
-        self.family = of(self)
+        self.family, self.order = of(self), order
 
     @classmethod
-    def over(cls, base: text.TextCodec) -> "CodeCodec":
+    def over(cls, base: text.TextCodec, order: str = "psm") -> "CodeCodec":
         """The same ids as those of a codec of text."""
-        return cls(base._tokenizer, ends=base.ends)
+        return cls(base._tokenizer, ends=base.ends, order=order)
 
-    def infill(self, prefix: Any, suffix: Any, order: str = "psm") -> list[int]:
+    def infill(self, prefix: Any, suffix: Any, order: str | None = None) -> list[int]:
         """The ids that ask for what lies between two texts."""
-        return infill(self, self.family, prefix, suffix, order)
+        return infill(self, self.family, prefix, suffix, order or self.order)
+
+    def save(self, folder: Path, /) -> None:
+        """Writes codec.json and the tokenizer files that give the same ids elsewhere."""
+        super().save(folder)
+        if self.order != "psm":
+            said = read_json(path := folder / "codec.json")
+            write_json(path, said | {"options": said["options"] | {"order": self.order}})
 
 
-def train(texts: Iterable[str], vocab_size: int) -> CodeCodec:
+def order_of(codec: Codec) -> str:
+    """The order of the two texts around a gap, where a request names none."""
+    return codec.order if isinstance(codec, CodeCodec) else "psm"
+
+
+def train(
+    texts: Iterable[str], vocab_size: int, options: Mapping[str, str] = MappingProxyType({})
+) -> CodeCodec:
     """A byte-level BPE of at most `vocab_size` ids that can mark gaps, as StarCoder does.
 
     Digits stand alone; runs of spaces, and signs with the ends of their lines, are tokens: the rule
     is that of Qwen2.5-Coder (`_cuts`), so that other programs know it.
 
     Raises:
-        RequestError: `vocab_size` has no room for the bytes and the special ids.
+        RequestError: `vocab_size` has no room for the bytes and the special ids, or an option that
+            there is not.
     """
-    return CodeCodec.over(text.train(texts, vocab_size, marks=_STAR, split=SPLIT))
+    chosen = parse(Options, options, "code")
+    return CodeCodec.over(text.train(texts, vocab_size, marks=_STAR, split=SPLIT), chosen.order)
 
 
 def load(folder: Path, options: dict[str, Any]) -> CodeCodec | None:
@@ -282,10 +314,11 @@ def load(folder: Path, options: dict[str, Any]) -> CodeCodec | None:
         FileError: a file is damaged, `options` holds what the text codec does not know, or the
             vocabulary has no ids that mark a gap.
     """
-    if (base := text.load(folder, options)) is None:
+    own = {name: value for name, value in options.items() if name == "order"}
+    if (base := text.load(folder, {n: v for n, v in options.items() if n not in own})) is None:
         return None
     try:
-        return CodeCodec.over(base)
+        return CodeCodec.over(base, parse(Options, own, "code").order)
     except RequestError as error:
         raise FileError(f"{folder}: {error.seen}", expected=error.expected) from error
 
@@ -293,7 +326,10 @@ def load(folder: Path, options: dict[str, Any]) -> CodeCodec | None:
 def specimens() -> list[CodeCodec]:
     """Codecs for the law tests."""
     more = [*_STAR, "<file_sep>", "<repo_name>"]
-    return [CodeCodec.over(text.train(text.EXAMPLES, 305, marks=more)), train(text.EXAMPLES, 300)]
+    return [
+        CodeCodec.over(text.train(text.EXAMPLES, 305, marks=more)),
+        train(text.EXAMPLES, 300, {"order": "spm"}),
+    ]
 
 
 def _quoted(family: Family) -> set[str]:

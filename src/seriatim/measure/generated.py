@@ -67,7 +67,7 @@ def infill(
     Args:
         model: it generates, and can fill gaps.
         task: of `Gap` items.
-        fim_order: "psm" (default) or "spm".
+        fim_order: "psm" or "spm"; default: the model's.
         stop, max_tokens: as for `exact`, and the ids that end a gap.
         cut: whether, in a context too short, the sides lose what is farthest from the gap; always
             for the lines of files. Left to right the context holds the prefix alone: more of it.

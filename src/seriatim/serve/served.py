@@ -197,7 +197,7 @@ class Models:
         if self.loading or self.draining:
             raise unavailable(self.unready or "")
         first = name is None or (self._any and name not in self._served)
-        served = next(iter(self)) if first else self._served.get(name)
+        served = next(iter(self)) if first else self._served.get(name or "")
         if served is None:
             known = ", ".join(self._served)
             seen = f"there is no model {shown(name)}; known: {known}"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seriatim import codecs, registry
+from seriatim import codecs
 from seriatim.codecs import Codec, Records
 from seriatim.errors import FileError, NumericError, ResourceError
 from seriatim.files.regular import listed
@@ -117,7 +117,7 @@ def maker(name: str | Codec) -> Maker:
         return _given(codec)
     if (codec := codecs.made(name)) is not None:
         return _given(codec)
-    return Maker(registry.get(codecs.PACKAGE, name).train)
+    return Maker(codecs.learner(name))
 
 
 def _given(codec: Codec) -> Maker:

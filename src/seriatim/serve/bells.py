@@ -1,7 +1,7 @@
 """How an engine's thread tells an event loop that answers have more: one call a step, for them all.
 
-To wake a loop from another thread costs a system call, and one for each of 32 answers was three to six times
-the cost of one for all (`benchmarks/bells.py`, a busy machine).
+To wake a loop from another thread costs a system call; one for each of 32 answers cost three to six
+times as much as one for all (`benchmarks/bells.py`, on a busy machine).
 """
 
 import asyncio

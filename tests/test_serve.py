@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -495,6 +496,55 @@ def test_what_is_opened_for_a_client_who_left_meanwhile_is_ended(fresh):
     asyncio.run(main())
     servers.until(lambda: not served.engine.busy and used_of(served) == 0)
     assert served.gate.inside == 0
+
+
+def test_a_stream_that_waits_says_that_it_lives(model):
+    """Comments, also before the first id; the frames are what they are without them."""
+    shared = servers.shared(servers.load(), limits=Limits(ping_seconds=0.01))
+    body = told(prompt="a" * 100, stream=True, max_tokens=3)
+    with servers.slow(shared.models.get("tiny").model, 0.1):
+        response = servers.ask(shared, COMPLETIONS, body)
+    frames = response.text.split("\n\n")
+    assert frames[0] == ": ping" and frames[-2:] == ["data: [DONE]", ""]
+    said = [json.loads(f.removeprefix("data: ")) for f in frames[:-2] if f != ": ping"]
+    text = "".join(c["choices"][0]["text"] for c in said)
+    assert text == model.generate("a" * 100, seed=5, max_tokens=3, ignore_end=True).text
+    shared.stop()
+
+
+def test_an_error_after_a_ping_is_a_frame():
+    shared = servers.shared(servers.load(), limits=Limits(ping_seconds=0.01))
+
+    def faulty(batch):
+        servers.sleep(0.1)
+        raise MemoryError("the inside of it")
+
+    shared.models.get("tiny").model.runtime.step = faulty
+    response = servers.ask(shared, COMPLETIONS, told(prompt="a", stream=True))
+    last = json.loads(response.text.rstrip().rpartition("data: ")[2])
+    assert response.status_code == 200 and "stopped" in last["error"]["message"]
+    shared.stop()
+
+
+def test_a_constraint_that_takes_too_long_is_refused_and_what_waits_for_it_is_busy():
+    limits = Limits(compile_seconds=0.2, workers=1)
+    shared = servers.shared(servers.load(), limits=limits)
+    served, go = shared.models.get("tiny"), threading.Event()
+    opened = served.open
+
+    def slowly(asked):
+        assert go.wait(servers.WAIT)
+        return opened(asked)
+
+    served.open = slowly
+    bodies = [(COMPLETIONS, told(prompt="a", regex="a+")) for _ in range(2)]
+    answers = servers.asked(shared, bodies)
+    assert sorted(a.status_code for a in answers) == [400, 429]
+    assert "compiled" in "".join(a.text for a in answers)
+    go.set()
+    servers.until(lambda: not served.engine.busy and used_of(served) == 0)
+    assert served.gate.inside == 0
+    shared.stop()
 
 
 # ---- what is said of it -------------------------------------------------------------------------

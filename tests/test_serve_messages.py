@@ -8,10 +8,15 @@ import servers
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HI = [{"role": "user", "content": "Hi"}]
-THINKS = (  # reasons between markers that it names: <think> </think>
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}assistant: "
-    "{# <think> </think> #}"
+THINKS = (  # reasons between markers that it names: <think> </think>; calls as Hermes does
+    "{% for m in messages %}{{ m.role }}: {{ m.content or '' }}<|end|>{% endfor %}assistant: "
+    "{# <think> </think> tools <tool_call> #}"
 )
+SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
+          "additionalProperties": False}  # fmt: skip
+CALLS = servers.TEMPLATE + "{# tools <tool_call> #}"
+ADD = {"name": "add", "input_schema": {"type": "object"}}
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +122,67 @@ def test_structured_output_is_a_constraint(server):
     assert body["stop_reason"] == "end_turn"
 
 
+CALLED = [
+    {"role": "user", "content": CALL},
+    {"role": "assistant", "content": [
+        {"type": "tool_use", "id": "t", "name": "add", "input": {"a": 1}}]},
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "two"}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["Sure." + CALL, CALL * 2, f"<think>hm</think>{CALL}"])
+def test_calls_are_blocks_and_stream_as_they_are_whole(client, text):
+    talk = [{"role": "user", "content": text}]
+    how = dict(model="mock:echo", messages=talk, max_tokens=200, tools=[ADD])
+    whole = client.messages.create(**how)
+    with client.messages.stream(**how) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_message()
+    calls = [[b for b in m.content if b.type == "tool_use"] for m in (whole, final)]
+    assert all(b.name == "add" and b.input == {"a": 1} for some in calls for b in some)
+    assert len(calls[0]) == len(calls[1]) == text.count(CALL) and "input_json" in kinds
+    assert [b.type for b in whole.content] == [b.type for b in final.content]
+    assert whole.stop_reason == final.stop_reason == "tool_use"
+
+
+def test_what_a_tool_said_is_part_of_the_conversation(client):
+    how = dict(model="mock:echo", max_tokens=50, tools=[ADD])
+    said = client.messages.create(messages=CALLED, **how)
+    assert said.content[0].text == "two" and said.stop_reason == "end_turn"
+
+
+def test_a_tool_may_be_demanded(server):
+    """Of random weights: what comes is a call."""
+    strict = ADD | {"strict": True, "input_schema": SCHEMA}
+    made = servers.shared(servers.load())
+    model = made.models.get("tiny").model
+    model.templates = servers.Templates({"default": CALLS}, model.codec, {})
+    for choice in ({"type": "any"}, {"type": "tool", "name": "add"}):
+        one = {"tools": [strict], "max_tokens": 150}
+        choice = choice | {"disable_parallel_tool_use": True}
+        body = servers.ask(made, MESSAGES, told(tool_choice=choice, **one)).json()
+        (block,) = body["content"]
+        assert body["stop_reason"] == "tool_use" and block["input"].keys() == {"a"}
+    made.stop()
+
+
 WRONG = {
     "max_tokens": [None, 0, "1"],
     "temperature": [1.1],
-    "messages": [[], [{"role": "system", "content": "a"}], [{"role": "user"}], "a"],
+    "messages": [
+        CALLED[1:2],
+        CALLED[:2],
+        CALLED[:1] + CALLED[2:],
+        [],
+        [{"role": "system", "content": "a"}],
+        [{"role": "user"}],
+        "a",
+    ],
     "system": [1, [{"type": "image"}]],
     "stop_sequences": ["a", [""]],
     "thinking": [True, {"type": "enabled"}, {"type": "enabled", "budget_tokens": 5}],
-    "tools": [[{"name": "x"}]],
+    "tools": [[{"name": "x"}], [], [ADD, ADD], [{"type": "bash_20250124", "name": "bash"}], 1],
+    "tool_choice": [{"type": "any"}, {"type": "tool"}, "auto", {"type": "tool", "name": "x"}],
     "output_config": [{"effort": "low"}],
 }
 

@@ -51,6 +51,11 @@ class Splitter:
         """Whether what comes next is reasoning, unless it closes it."""
         return self._state == "reasoning"
 
+    @property
+    def undecided(self) -> bool:
+        """Whether reasoning may still begin."""
+        return self._state == "start"
+
     def feed(self, text: str) -> tuple[str, str]:
         """What `text` adds to the reasoning, and to the answer."""
         self._held += text

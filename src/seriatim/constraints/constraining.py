@@ -63,6 +63,14 @@ class Constraints:
             self._follow(guides, token_ids("forced_ids", options["forced_ids"], self._size))
         return tuple(guides)
 
+    def within(self, grammar: Grammar) -> GrammarGuide:
+        """A guide of a text that is a part of an answer; its ids are given from there on."""
+        return GrammarGuide(self._vocabulary, grammar)
+
+    def bytewise(self, text: str) -> list[int]:
+        """A text as ids that only such a guide takes: where ids of a model would cut it amiss."""
+        return self._vocabulary.bytewise(text.encode(errors="replace"))
+
     @cached_property
     def _spelt(self) -> Spelt:
         codec = self._codec

@@ -121,7 +121,17 @@ class Vocabulary:
 
     def spelt(self, id: int) -> list[int]:
         """An id that begins a text as the ids of the bytes that are left of it."""
-        return [self.end + 1 + byte for byte in self.pieces[id].removeprefix(self.lead)]
+        return self.bytewise(self.pieces[id].removeprefix(self.lead))
+
+    def bytewise(self, text: bytes) -> list[int]:
+        """Ids that only matchers know, one for each byte."""
+        return [self.end + 1 + byte for byte in text]
+
+    def spells(self, id: int) -> bool:
+        """Whether it stands for text."""
+        if id < self.size:
+            return id >= 0 and self.pieces[id] != b""
+        return self.end < id <= self.end + BYTES
 
     def _tokenizer(self, pieces: list[bytes]) -> "LLTokenizer":
         from llguidance import LLTokenizer
@@ -315,11 +325,12 @@ class GrammarGuide:
         del self._ids[count:]
 
     def _forward(self, id: int) -> None:
-        begins, known = self._leading and not self._ids, 0 <= id < self._vocabulary.size
+        known = self._vocabulary.spells(id)
+        begins = self._leading and not self._ids and id < self._vocabulary.size
         tokens = self._vocabulary.spelt(id) if begins and known else [id]
         followed = self._matcher.try_consume_tokens(tokens) if known else 0
         _check(self._matcher)
-        if followed < len(tokens) or not self._vocabulary.pieces[id]:
+        if followed < len(tokens) or not known:
             after = len(self._ids)
             self._start(self._vocabulary.matcher)
             raise RequestError(f"{self._grammar.option} does not allow id {id} after {after} ids")

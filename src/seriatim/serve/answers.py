@@ -3,9 +3,8 @@
 The whole answer is the fold of what `follow` gives; a protocol makes words of either.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -21,26 +20,6 @@ from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
 
 T = TypeVar("T")
-
-
-class Bell:
-    """Rung in an engine's thread, heard in the event loop; rung twice unheard, it is heard once."""
-
-    def __init__(self) -> None:
-        self._loop, self._event, self._rung = asyncio.get_running_loop(), asyncio.Event(), False
-
-    def ring(self) -> None:
-        """Something has changed. Where nobody is left to hear it, nothing happens."""
-        if not self._rung:
-            self._rung = True
-            with suppress(RuntimeError):  # the loop is closed, and its engine goes on
-                self._loop.call_soon_threadsafe(self._event.set)
-
-    async def heard(self) -> None:
-        """Return when it was rung since the last time. What was rung for is read afterwards."""
-        await self._event.wait()
-        self._event.clear()
-        self._rung = False
 
 
 class Answer:
@@ -85,7 +64,7 @@ class Answer:
         Raises:
             Fault: refused.
         """
-        slow = not asked.options.keys().isdisjoint(GRAMMARS)
+        slow = asked.slow or not asked.options.keys().isdisjoint(GRAMMARS)
         opened = await self.run(lambda: self.served.open(asked), slow=slow, undo=_abandon)
         self.streams = [s for some in opened for s in some]
 
@@ -99,7 +78,7 @@ class Answer:
         Raises:
             Fault, SeriatimError: what ended one of them.
         """
-        bell, left = Bell(), dict(enumerate(self.streams))
+        bell, left = self._shared.bells.make(), dict(enumerate(self.streams))
         latest = [0.0] * len(left)
         for stream in self.streams:
             stream.request.wake = bell.ring

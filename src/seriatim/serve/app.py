@@ -13,13 +13,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from seriatim import __version__
-from seriatim.serve import chat, completions, health, listing, llamacpp, messages, page
+from seriatim.serve import (
+    chat,
+    completions,
+    health,
+    listing,
+    llamacpp,
+    messages,
+    openai_responses,
+    page,
+)
 from seriatim.serve.door import Door, refusal
 from seriatim.serve.errors import Fault
 from seriatim.serve.routes import Route
 from seriatim.serve.shared import Shared
 
-PROTOCOLS = (health, listing, completions, chat, messages, llamacpp, page)
+PROTOCOLS = (health, listing, completions, chat, openai_responses, messages, llamacpp, page)
 ROUTES: tuple[Route, ...] = tuple(route for protocol in PROTOCOLS for route in protocol.ROUTES)
 
 

@@ -4,9 +4,9 @@ Source: https://platform.openai.com/docs/api-reference/chat
 """
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from secrets import token_hex
 from time import time
 from typing import Any
@@ -14,25 +14,25 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from seriatim import chatting
 from seriatim.chatting import Turn
 from seriatim.engine.sampling import Draw
 from seriatim.errors import RequestError, shown
 from seriatim.results import Piece, Result
-from seriatim.serve import openai, own, tools, tracing
+from seriatim.serve import calling, openai, own, tools, tracing
 from seriatim.serve.answers import Answer, answering
+from seriatim.serve.calling import Wanted
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import (
     Field,
     Flag,
     Given,
-    Ignored,
     Only,
     Refused,
     Shaped,
     Table,
     Whole,
 )
+from seriatim.serve.hearing import Heard, Hearing, heard
 from seriatim.serve.responses import dumped, event, respond
 from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
@@ -82,10 +82,17 @@ def _format(name: str, value: Any) -> Any:
     )
 
 
-def _variables(name: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise RequestError(f"{name} is {shown(value)}", expected="values by name")
-    return value
+def _choice_of_tool(name: str, value: Any) -> str:
+    """none, auto, required, or "=" and a tool's name."""
+    match value:
+        case "none" | "auto" | "required":
+            return value
+        case {"type": "function", "function": {"name": str(word)}}:
+            return f"={word}"
+    raise RequestError(
+        f"{name} is {shown(value)}",
+        expected='"none", "auto", "required" or {"type": "function", "function": {"name": ...}}',
+    )
 
 
 OBJECT = {"type": "object"}
@@ -101,7 +108,8 @@ TABLE = Table(
         Field("logprobs", Flag(), "of each id"),
         Field("top_logprobs", Whole(0, 20), "so many alternatives; only with `logprobs`"),
         Field("response_format", Shaped(_format, OBJECT), "`text`, `json_object` or `json_schema`"),
-        Field("chat_template_kwargs", Shaped(_variables, OBJECT), "what else the template knows"),
+        Field("chat_template_kwargs", Shaped(own.variables, OBJECT),
+              "what else the template knows"),
         Field("continue_final_message", Flag(),
               "go on with the last message, an assistant's; the answer is what comes after it"),
         Field("think_budget", Whole(0), "the most ids of reasoning"),
@@ -109,9 +117,10 @@ TABLE = Table(
         openai.RETURN_IDS,
         own.TRACE,
         Field("tools", Shaped(tools.functions, {"type": "array", "items": OBJECT}),
-              "functions, shown by the template; `strict` is ignored"),
-        Field("tool_choice", Only(("none", "auto")), "`none`: they are not shown"),
-        Field("parallel_tool_calls", Ignored(), ""),
+              "functions, shown by the template; with `strict` arguments are by their schema"),
+        Field("tool_choice", Shaped(_choice_of_tool),
+              "`none`: they are not shown; `auto`; `required`, or one by its name: a call comes"),
+        Field("parallel_tool_calls", Flag(), "false: one call at most"),
         Field("functions", Refused(), ""),
         Field("function_call", Refused(), ""),
         Field("modalities", Shaped(lambda n, v: Only((["text"],)).check(n, v)), '`["text"]`'),
@@ -173,7 +182,7 @@ class Talk:
 
 async def chat(shared: Shared, request: Request) -> Response:
     """An answer to a conversation, whole or as a stream."""
-    given = _noted(await shared.read(request, TABLE))
+    given = await shared.read(request, TABLE)
     openai.check_streaming(given)
     _check(given)
     served = shared.models.get(given.get("model"))
@@ -185,12 +194,6 @@ async def chat(shared: Shared, request: Request) -> Response:
         frames=lambda: _frames(shared, served, given, request),
         failed=openai.failed,
     )
-
-
-def _noted(given: Given) -> Given:
-    """The same, saying that no tool is strict: calls are read, not constrained."""
-    strict = any(tool["function"].get("strict") for tool in given.get("tools", ()))
-    return replace(given, ignored=(*given.ignored, "tools.function.strict")) if strict else given
 
 
 def _check(given: Given) -> None:
@@ -213,31 +216,29 @@ async def _open(
 ) -> AsyncIterator[Talk]:
     samples = given.get("n", 1)
     async with answering(shared, served, samples, TABLE.names, request) as answer:
-        turn, calling = await answer.run(lambda: _turn(served, given))
-        options = _options(given) | {"tenant": request.state.tenant}
-        stop = given.get("stop", ())
-        await answer.open(Asked([turn.ids], options, samples, stop, turn.extras))
+        options, wanted = _options(given) | {"tenant": request.state.tenant}, _wanted(given)
+        turn, reading = await answer.run(
+            lambda: calling.turn(
+                served,
+                given.get("messages"),
+                wanted,
+                options,
+                continue_final=given.get("continue_final_message", False),
+                think_budget=given.get("think_budget"),
+                variables=given.get("chat_template_kwargs"),
+            )
+        )
+        stop, slow = given.get("stop", ()), wanted is not None and wanted.constrained
+        await answer.open(Asked([turn.ids], options, samples, stop, turn.extras, slow=slow))
         name, now = f"chatcmpl-{token_hex(12)}", int(time())
-        yield Talk(given, served, answer, turn, calling, name, now)
+        yield Talk(given, served, answer, turn, reading, name, now)
 
 
-def _turn(served: Served, given: Given) -> tuple[Turn, Calling | None]:
-    """The conversation as the model reads it, and how it calls tools. For a worker."""
-    messages = given.get("messages")
-    offered = given.get("tools") if given.get("tool_choice") != "none" else None
-    calling = tools.calling(served.model.templates, served.template, offered) if offered else None
-    served.check_text("".join(m["content"] for m in messages if type(m.get("content")) is str))
-    turn = chatting.turn(
-        served.model,
-        messages,
-        served.template,
-        tools=offered,
-        marks=calling.format.marks if calling else (),
-        continue_final=given.get("continue_final_message", False),
-        think_budget=given.get("think_budget"),
-        variables=given.get("chat_template_kwargs"),
-    )
-    return turn, calling
+def _wanted(given: Given) -> Wanted | None:
+    """What it says of tools; None where none are shown."""
+    choice = given.get("tool_choice", "auto")
+    single = given.get("parallel_tool_calls") is False
+    return calling.wanted(given.get("tools"), choice, single=single)
 
 
 def _options(given: Given) -> dict[str, Any]:
@@ -267,8 +268,8 @@ async def _whole(shared: Shared, served: Served, given: Given, request: Request)
 def _choice(talk: Talk, index: int, result: Result) -> dict[str, Any]:
     """A choice, whole: what the chunks of a stream add up to."""
     draws = talk.answer.streams[index].request.draws
-    thought, said = talk.turn.split(result.text)
-    said, calls = talk.calling.split(said) if talk.calling else (said, [])
+    whole = heard(talk.turn, talk.calling, result.text)
+    thought, said, calls = whole.thought, whole.said, whole.calls
     message: dict[str, Any] = {"role": "assistant", "content": said or None if calls else said}
     message |= {"reasoning_content": thought} if thought else {}
     message |= {"tool_calls": [_called(call) for call in calls]} if calls else {}
@@ -298,31 +299,26 @@ class Speaking:
     """A choice as it comes: its reasoning and its answer told apart, and where its ids stand."""
 
     def __init__(self, talk: Talk, index: int) -> None:
-        self._talk, self._index, self._splitter = talk, index, talk.turn.splitter()
-        self._caller = talk.calling.caller() if talk.calling else None
+        self._talk, self._index = talk, index
+        self._hearing = Hearing(talk.turn, talk.calling)
         self._ids, self._calls, self._begun = 0, 0, False
 
     def next(self, piece: Piece) -> dict[str, Any]:
         """What a piece adds."""
         draws = self._talk.answer.streams[self._index].request.draws
         begin, self._ids = self._ids, self._ids + len(piece.ids)
-        thought, said = self._splitter.feed(piece.text)
-        delta = self._delta(thought, *(self._caller.feed(said) if self._caller else (said, [])))
+        delta = self._delta(self._hearing.feed(piece.text))
         part = self._part(delta, self._talk.logprobs(draws[begin : self._ids]), piece.ids)
         return part | self._talk.trace(self._index, begin, self._ids)
 
     def last(self, result: Result) -> dict[str, Any]:
         """What was held back, and how it ended."""
-        thought, said = self._splitter.finish()
-        calls: list[Call] = []
-        if self._caller:
-            (said, calls), (rest, more) = self._caller.feed(said), self._caller.finish()
-            said, calls = said + rest, calls + more
-        delta = self._delta(thought, said, calls)
+        delta = self._delta(self._hearing.finish())
         filled = {name: text for name, text in delta.items() if text}
         return self._part(filled, None, []) | _ended(result, self._calls > 0)
 
-    def _delta(self, thought: str, said: str, calls: Sequence[Call]) -> dict[str, Any]:
+    def _delta(self, heard: Heard) -> dict[str, Any]:
+        thought, said, calls = heard.thought, heard.said, heard.calls
         delta: dict[str, Any] = {"content": said} if said or not (thought or calls) else {}
         delta |= {"reasoning_content": thought} if thought else {}
         if calls:

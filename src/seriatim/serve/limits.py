@@ -22,6 +22,8 @@ class Limits:
         header_seconds, body_seconds: for a request's head, and its body, to arrive.
         idle_seconds: that a connection may wait between requests.
         write_seconds: that a client may leave a full buffer unread.
+        ping_seconds: without a word, after which a stream says that it lives.
+        compile_seconds: for a constraint, its wait for a thread among them.
         connections: idle ones are closed beyond so many.
         queue: samples that wait, of one model; so many more run (`Engine`'s `most`).
         choices: samples of one request, over all its prompts.
@@ -38,6 +40,8 @@ class Limits:
     body_seconds: float = 60.0
     idle_seconds: float = 75.0
     write_seconds: float = 60.0
+    ping_seconds: float = 15.0
+    compile_seconds: float = 10.0
     connections: int = 16_384
     queue: int = 64
     choices: int = 128
@@ -80,9 +84,11 @@ class Workers:
 
     Args:
         count: threads of each kind.
+        seconds: for what is compiled.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, seconds: float) -> None:
+        self._seconds = seconds
         self._quick = ThreadPoolExecutor(count, "seriatim-encode")
         self._slow = ThreadPoolExecutor(count, "seriatim-compile")
 
@@ -93,15 +99,29 @@ class Workers:
         slow: bool = False,
         undo: Callable[[T], object] | None = None,
     ) -> T:
-        """What `work` gives. If the caller is cancelled meanwhile, `undo` is told of it instead."""
+        """What `work` gives. If nobody waits for it any more, `undo` is told of it instead.
+
+        Raises:
+            Fault: 400, it compiles for too long; 429, for as long no thread was free.
+        """
         pool = self._slow if slow else self._quick
         future = pool.submit(work)
         try:
-            return await asyncio.wrap_future(future)
+            async with asyncio.timeout(self._seconds if slow else None):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            self._leave(future, undo)
+            if future.cancelled():
+                raise busy("other requests' constraints are being compiled") from None
+            seen = f"the constraint was not compiled in {self._seconds:g} seconds"
+            raise Fault(400, f"{seen}; make it simpler", code="too_slow") from None
         except asyncio.CancelledError:
-            if undo is not None:
-                future.add_done_callback(lambda f: _undone(f, undo))
+            self._leave(future, undo)
             raise
+
+    def _leave(self, future: Future[T], undo: Callable[[T], object] | None) -> None:
+        if undo is not None:
+            future.add_done_callback(lambda f: _undone(f, undo))
 
     def stop(self) -> None:
         """Nothing more begins."""

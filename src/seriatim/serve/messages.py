@@ -3,7 +3,7 @@
 Source: https://docs.anthropic.com/en/api/messages
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from secrets import token_hex
@@ -12,13 +12,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from seriatim import chatting
 from seriatim.chatting import Turn
 from seriatim.engine.request import Usage
 from seriatim.errors import RequestError, shown
 from seriatim.results import Result
-from seriatim.serve import own
+from seriatim.serve import calling, own, tools
 from seriatim.serve.answers import Answer, answering
+from seriatim.serve.calling import Wanted
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import (
     Field,
@@ -32,10 +32,14 @@ from seriatim.serve.fields import (
     Table,
     Whole,
 )
-from seriatim.serve.responses import Json, event, respond
+from seriatim.serve.hearing import Heard, Hearing, heard
+from seriatim.serve.responses import Json, dumped, event, respond
 from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
+from seriatim.serve.talk import messages as told
+from seriatim.serve.talk import system
+from seriatim.serve.tools import Call, Calling
 
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
          404: "not_found_error", 413: "request_too_large", 429: "overloaded_error",
@@ -51,52 +55,6 @@ def error(fault: Fault, id: str = "") -> tuple[int, dict[str, Any]]:
 
 
 # ---- fields ------------------------------------------------------------------------------------
-
-
-def _messages(name: str, value: Any) -> list[dict[str, Any]]:
-    """Messages as templates take them; neighbours of one role are one."""
-    if not isinstance(value, list) or not value:
-        raise RequestError(f"{name} is {shown(value)}", expected="a list of messages")
-    made: list[dict[str, Any]] = []
-    for place, message in enumerate(value):
-        one = _message(f"{name}[{place}]", message)
-        if made and made[-1]["role"] == one["role"]:
-            one["content"] = f"{made.pop()['content']}\n{one['content']}"
-        made.append(one)
-    return made
-
-
-def _message(name: str, message: Any) -> dict[str, Any]:
-    match message:
-        case {"role": "user" | "assistant" as role, "content": content, **rest} if not rest:
-            return {"role": role, **_content(f"{name}.content", content, role)}
-    raise RequestError(
-        f"{name} is {shown(message)}", expected='{"role": "user" or "assistant", "content": ...}'
-    )
-
-
-def _content(name: str, content: Any, role: str) -> dict[str, str]:
-    """Text, and of an assistant what it thought."""
-    if isinstance(content, str):
-        return {"content": content}
-    if not isinstance(content, list):
-        raise RequestError(f"{name} is {shown(content)}", expected="text, or a list of blocks")
-    texts, thoughts = [], []
-    for place, block in enumerate(content):
-        match block:
-            case {"type": "text", "text": str(text)}:
-                texts.append(text)
-            case {"type": "thinking", "thinking": str(thought)} if role == "assistant":
-                thoughts.append(thought)
-            case _:
-                seen = f"{name}[{place}] is {shown(block)}"
-                raise RequestError(seen, expected="a block of text: only text is taken")
-    thought = {"reasoning_content": "\n".join(thoughts)} if thoughts else {}
-    return {"content": "\n".join(texts)} | thought
-
-
-def _system(name: str, value: Any) -> str:
-    return _content(name, value, "system")["content"]
 
 
 def _stops(name: str, value: Any) -> list[str]:
@@ -128,19 +86,58 @@ def _output(name: str, value: Any) -> dict[str, Any]:
     )
 
 
+def _tools(name: str, value: Any) -> list[dict[str, Any]]:
+    """Tools as templates take them: OpenAI's form."""
+    if not isinstance(value, list):
+        raise RequestError(f"{name} is {shown(value)}", expected="a list of tools")
+    return tools.functions(name, [_tool(f"{name}[{n}]", tool) for n, tool in enumerate(value)])
+
+
+def _tool(name: str, tool: Any) -> dict[str, Any]:
+    match tool:
+        case {"name": str(word), "input_schema": dict(schema), **rest}:
+            if rest.get("type") in (None, "custom"):
+                kept = {k: rest[k] for k in ("description", "strict") if rest.get(k) is not None}
+                function = {"name": word, **kept, "parameters": schema}
+                return {"type": "function", "function": function}
+    raise RequestError(
+        f"{name} is {shown(tool)}", expected='{"name": ..., "input_schema": {...}}, of the client'
+    )
+
+
+def _choice(name: str, value: Any) -> tuple[str, bool]:
+    """As `calling.wanted` has it, and whether there is one call at most."""
+    words = {"auto": "auto", "any": "required", "none": "none"}
+    match value:
+        case {"type": str(kind), **rest} if (
+            rest.keys() <= {"disable_parallel_tool_use"} | ({"name"} if kind == "tool" else set())
+            and isinstance(single := rest.get("disable_parallel_tool_use", False), bool)
+            and isinstance(word := rest.get("name", ""), str)
+            and (kind in words or word)
+        ):
+            return words.get(kind) or f"={word}", single
+    raise RequestError(
+        f"{name} is {shown(value)}",
+        expected='{"type": "auto", "any" or "none"} or {"type": "tool", "name": ...}',
+    )
+
+
 OBJECT, ARRAY = {"type": "object"}, {"type": "array"}
 TALK = (
     own.MODEL,
-    Field("messages", Shaped(_messages, ARRAY | {"items": OBJECT}),
-          "of `user` and `assistant`; text, or blocks of text; an assistant's at the end goes on",
+    Field("messages", Shaped(told, ARRAY | {"items": OBJECT}),
+          "of `user` and `assistant`; text, or blocks of text, thinking, tool_use and tool_result; "
+          "an assistant's text at the end goes on",
           required=True),
-    Field("system", Shaped(_system, {}), "text, or blocks of text"),
+    Field("system", Shaped(system, {}), "text, or blocks of text"),
     Field("thinking", Shaped(_thinking, OBJECT),
           "`enabled` with its budget, `disabled` (the template is told `enable_thinking`), "
           "`adaptive`"),
     Field("output_config", Shaped(_output, OBJECT), "`format`: a JSON schema of the text"),
-    Field("tools", Refused("tool calls are not parsed by this server"), ""),
-    Field("tool_choice", Refused(), ""),
+    Field("tools", Shaped(_tools, ARRAY | {"items": OBJECT}),
+          "the client's own, shown by the template; with `strict` inputs are by their schema"),
+    Field("tool_choice", Shaped(_choice, OBJECT),
+          "`auto`, `any`, `tool` with its `name`, `none`; `disable_parallel_tool_use`"),
     Field("cache_control", Ignored(), "prompts are always cached"),
 )  # fmt: skip
 COUNTED = Table(TALK)
@@ -185,7 +182,7 @@ async def count_tokens(shared: Shared, request: Request) -> Response:
     given = await shared.read(request, COUNTED)
     served = shared.models.get(given.get("model"))
     async with answering(shared, served, 1, COUNTED.names, request) as answer:
-        turn = await answer.run(lambda: _turn(served, given))
+        turn, _ = await answer.run(lambda: _turn(served, given, _wanted(given), {}))
     return Json({"input_tokens": len(turn.ids)}, headers=own.headers(given))
 
 
@@ -197,6 +194,7 @@ class Message:
     served: Served
     answer: Answer
     turn: Turn
+    calling: Calling | None  # None: no tools
     id: str
 
     def whole(self, content: Sequence[Any], usage: Usage) -> dict[str, Any]:
@@ -212,14 +210,15 @@ class Message:
             "usage": _usage(usage),
         }
 
-    def ended(self, result: Result) -> dict[str, Any]:
+    def ended(self, result: Result, called: bool) -> dict[str, Any]:
         """Why it ended, in the protocol's words."""
         if result.finish_reason == "length":
             full = result.stop == "context"
             why = "model_context_window_exceeded" if full else "max_tokens"
             return {"stop_reason": why, "stop_sequence": None}
         met = result.stop if result.stop in self.given.get("stop_sequences", ()) else None
-        return {"stop_reason": "stop_sequence" if met else "end_turn", "stop_sequence": met}
+        why = "stop_sequence" if met else "tool_use" if called else "end_turn"
+        return {"stop_reason": why, "stop_sequence": met}
 
     def account(self, result: Result) -> dict[str, Any]:
         """What the protocol has no words for."""
@@ -232,33 +231,39 @@ async def _open(
     shared: Shared, served: Served, given: Given, request: Request
 ) -> AsyncIterator[Message]:
     async with answering(shared, served, 1, TABLE.names, request) as answer:
-        turn = await answer.run(lambda: _turn(served, given))
-        options = given.options | {"tenant": request.state.tenant}
+        options, wanted = given.options | {"tenant": request.state.tenant}, _wanted(given)
         if schema := given.get("output_config"):
             options["json_schema"] = schema
-        stop = given.get("stop_sequences", ())
-        await answer.open(Asked([turn.ids], options, 1, stop, turn.extras))
-        yield Message(given, served, answer, turn, f"msg_{token_hex(12)}")
+        turn, reading = await answer.run(lambda: _turn(served, given, wanted, options))
+        stop, slow = given.get("stop_sequences", ()), wanted is not None and wanted.constrained
+        await answer.open(Asked([turn.ids], options, 1, stop, turn.extras, slow=slow))
+        yield Message(given, served, answer, turn, reading, f"msg_{token_hex(12)}")
 
 
-def _turn(served: Served, given: Given) -> Turn:
+def _wanted(given: Given) -> Wanted | None:
+    """What it says of tools; None where none are shown."""
+    choice, single = given.get("tool_choice", ("auto", False))
+    return calling.wanted(given.get("tools"), choice, single=single)
+
+
+def _turn(
+    served: Served, given: Given, wanted: Wanted | None, options: Mapping[str, Any]
+) -> tuple[Turn, Calling | None]:
     """The conversation as the model reads it. For a worker."""
     talk = given.get("messages")
     if (system := given.get("system")) is not None:
         talk = [{"role": "system", "content": system}, *talk]
-    served.check_text("".join(m["content"] for m in talk))
     goes_on = talk[-1]["role"] == "assistant"
     how = given.get("thinking", {})
-    return chatting.turn(served.model, talk, served.template, continue_final=goes_on, **how)
+    return calling.turn(served, talk, wanted, options, continue_final=goes_on, **how)
 
 
 async def _whole(shared: Shared, served: Served, given: Given, request: Request) -> dict[str, Any]:
     async with _open(shared, served, given, request) as made:
         (result,) = await made.answer.results()
-        parts = _parts(*made.turn.split(result.text))
-        content = [_block(kind) | {kind: text} for kind, text in parts]
-        whole = made.whole(content, result.usage)
-        return whole | made.ended(result) | made.account(result)
+        said = heard(made.turn, made.calling, result.text)
+        whole = made.whole([_filled(*part) for part in _parts(said)], result.usage)
+        return whole | made.ended(result, bool(said.calls)) | made.account(result)
 
 
 async def _frames(
@@ -266,7 +271,7 @@ async def _frames(
 ) -> AsyncGenerator[str, None]:
     """The events of a message: its start, its blocks, why it ended, its end."""
     async with _open(shared, served, given, request) as made:
-        blocks, splitter = Blocks(), made.turn.splitter()
+        blocks, hearing = Blocks(), Hearing(made.turn, made.calling)
         usage = made.answer.streams[0].request.usage
         started = False
         async with aclosing(made.answer.follow()) as steps:
@@ -275,50 +280,69 @@ async def _frames(
                     started = True
                     yield _event("message_start", message=made.whole([], usage))
                 ended = isinstance(what, Result)
-                pair = splitter.finish() if ended else splitter.feed(what.text)
-                for frame in blocks.add(_parts(*pair)):
+                said = hearing.finish() if ended else hearing.feed(what.text)
+                for frame in blocks.add(_parts(said)):
                     yield frame
                 if ended:
                     for frame in blocks.close():
                         yield frame
-                    last = {"delta": made.ended(what), "usage": _usage(what.usage)}
+                    delta = made.ended(what, blocks.called)
+                    last = {"delta": delta, "usage": _usage(what.usage)}
                     yield _event("message_delta", **last, **made.account(what))
     yield _event("message_stop")
 
 
+Part = tuple[str, str | Call]  # a block's kind, and what comes to it
+
+
 class Blocks:
-    """The blocks of a stream: thinking, then text, each opened when it has something."""
+    """The blocks of a stream, each opened when it has something; a call is one of its own."""
 
     def __init__(self) -> None:
-        self._index, self._kind = -1, ""
+        self._index, self._kind, self.called = -1, "", False
 
-    def add(self, parts: Sequence[tuple[str, str]]) -> list[str]:
-        """What texts add, each with its kind."""
-        frames: list[str] = []
-        for kind, text in parts:
-            if kind != self._kind:
-                frames += [*self.close(), self._opened(kind)]
-            delta = {"type": f"{kind}_delta", kind: text}
-            frames.append(_event("content_block_delta", index=self._index, delta=delta))
-        return frames
+    def add(self, parts: Sequence[Part]) -> list[str]:
+        """What is added, each part with its kind."""
+        return [frame for kind, what in parts for frame in self._add(kind, what)]
 
     def close(self) -> list[str]:
         """The end of the open one, if there is one."""
         open, self._kind = self._kind, ""
         return [_event("content_block_stop", index=self._index)] if open else []
 
-    def _opened(self, kind: str) -> str:
+    def _add(self, kind: str, what: str | Call) -> list[str]:
+        before = [] if kind == self._kind else [*self.close(), self._opened(kind, what)]
+        if isinstance(what, Call):
+            self.called = True
+            delta = {"type": "input_json_delta", "partial_json": dumped(what.arguments)}
+            return [*before, self._delta(delta), *self.close()]
+        return [*before, self._delta({"type": f"{kind}_delta", kind: what})]
+
+    def _opened(self, kind: str, what: str | Call) -> str:
         self._kind, self._index = kind, self._index + 1
-        return _event("content_block_start", index=self._index, content_block=_block(kind))
+        return _event("content_block_start", index=self._index, content_block=_block(kind, what))
+
+    def _delta(self, delta: dict[str, Any]) -> str:
+        return _event("content_block_delta", index=self._index, delta=delta)
 
 
-def _parts(thought: str, said: str) -> list[tuple[str, str]]:
-    return [(kind, text) for kind, text in (("thinking", thought), ("text", said)) if text]
+def _parts(heard: Heard) -> list[Part]:
+    thought: list[Part] = [("thinking", heard.thought)] if heard.thought else []
+    said: list[Part] = [("tool_use" if isinstance(p, Call) else "text", p) for p in heard.parts]
+    return [*thought, *said]
 
 
-def _block(kind: str) -> dict[str, str]:
+def _block(kind: str, what: str | Call) -> dict[str, Any]:
     """An empty block; nobody signs what was thought."""
+    if isinstance(what, Call):
+        return {"type": kind, "id": f"toolu_{token_hex(12)}", "name": what.name, "input": {}}
     return {"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {})
+
+
+def _filled(kind: str, what: str | Call) -> dict[str, Any]:
+    """A whole block."""
+    filled = {"input": what.arguments} if isinstance(what, Call) else {kind: what}
+    return _block(kind, what) | filled
 
 
 def _usage(usage: Usage) -> dict[str, int]:

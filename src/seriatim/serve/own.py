@@ -39,6 +39,17 @@ def stops(name: str, value: Any) -> list[str]:
     return given
 
 
+def variables(name: str, value: Any) -> dict[str, Any]:
+    """What a template knows beside the conversation.
+
+    Raises:
+        RequestError: it is no object.
+    """
+    if not isinstance(value, dict):
+        raise RequestError(f"{name} is {shown(value)}", expected="values by name")
+    return value
+
+
 def _ids(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise RequestError(f"{name} is {shown(value)}", expected="a list of ids")

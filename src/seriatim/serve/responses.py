@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -13,10 +13,12 @@ from starlette.types import Receive, Scope, Send
 from seriatim.serve import own
 from seriatim.serve.errors import Fault, Gone, fault_of
 from seriatim.serve.fields import Given
+from seriatim.serve.limits import Limits
 from seriatim.serve.shared import Shared
 
 T = TypeVar("T")
 
+PING = ": ping\n\n"
 END = {"type": "http.response.body", "body": b"", "more_body": False}
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
@@ -56,7 +58,7 @@ async def respond(
 
 
 class Events(Response):
-    """Frames as they come. Its status is that of the first: until then an error has its own.
+    """Frames as they come. Until the first, or the first ping, an error has a status of its own.
 
     Args:
         frames: server-sent events, whole.
@@ -80,29 +82,62 @@ class Events(Response):
         await unless_gone(receive, self._write(send))
 
     async def _write(self, send: Send) -> None:
-        async with aclosing(self._frames) as frames:
-            first = await anext(frames)
-            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            await send(start)
-            await self._send(send, first)
-            try:
+        line = Line(send, self.raw_headers, self._shared.limits)
+        pings = asyncio.create_task(line.ping())
+        try:
+            async with aclosing(self._frames) as frames:
                 async for frame in frames:
-                    await self._send(send, frame)
-            except Exception as error:
-                if not isinstance(error, Gone):
-                    await self._send(send, self._failed(fault_of(error)))
-                    await send(END)
-                raise  # what it was, the log says
+                    await line.frame(frame)
+        except Exception as error:
+            if line.started and not isinstance(error, Gone):
+                await line.frame(self._failed(fault_of(error)))
+                await send(END)
+            raise  # what it was, the log says
+        finally:
+            pings.cancel()
         await send(END)
 
-    async def _send(self, send: Send, frame: str) -> None:
-        """One frame; a client that reads nothing for too long counts as gone."""
+
+class Line:
+    """A stream on its way to a client. While nothing comes, comments keep it alive.
+
+    Attributes:
+        started: whether a status was sent; then an error can have none of its own.
+    """
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], limits: Limits) -> None:
+        self._send, self._headers, self._limits = send, headers, limits
+        self._lock, self._quiet, self.started = asyncio.Lock(), True, False
+
+    async def frame(self, frame: str) -> None:
+        """One frame.
+
+        Raises:
+            Gone: the client reads nothing for too long.
+        """
+        self._quiet = False
         message = {"type": "http.response.body", "body": frame.encode(), "more_body": True}
         try:
-            async with asyncio.timeout(self._shared.limits.write_seconds):
-                await send(message)
+            async with self._lock, asyncio.timeout(self._limits.write_seconds):
+                await self._start()
+                await self._send(message)
         except TimeoutError:
             raise Gone from None
+
+    async def ping(self) -> None:
+        """Comments, which no client reads, whenever nothing has come for a while."""
+        with suppress(Gone):  # the next frame says that too
+            while True:
+                self._quiet = True
+                await asyncio.sleep(self._limits.ping_seconds)
+                if self._quiet:
+                    await self.frame(PING)
+
+    async def _start(self) -> None:
+        if not self.started:
+            self.started = True
+            start = {"type": "http.response.start", "status": 200, "headers": self._headers}
+            await self._send(start)
 
 
 def event(data: Any, name: str = "") -> str:

@@ -154,6 +154,7 @@ class Asked:
         prompts: ids of each.
         n: samples of each.
         generate: False to read the prompts only.
+        slow: whether something is compiled for it beside what its options say.
     """
 
     prompts: Sequence[list[int]]
@@ -162,6 +163,7 @@ class Asked:
     stop: Sequence[str] = ()
     extras: Extras = field(default_factory=Extras)
     generate: bool = True
+    slow: bool = False
 
 
 class Models:

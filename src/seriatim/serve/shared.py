@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from seriatim.serve.bells import Bells
 from seriatim.serve.body import Bodies
 from seriatim.serve.errors import Ended
 from seriatim.serve.fields import Given, Table
@@ -36,9 +37,10 @@ class Shared:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        self.workers = Workers(self.limits.workers)
+        self.workers = Workers(self.limits.workers, self.limits.compile_seconds)
         self.bodies = Bodies(self.limits, self.workers)
         self.metrics = Metrics(self.models)
+        self.bells = Bells()
 
     async def read(self, request: Request, table: Table) -> Given:
         """The fields of a request's body; logged if everything is.

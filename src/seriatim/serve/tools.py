@@ -20,6 +20,7 @@ from seriatim.errors import RequestError, shown
 MOST = 128  # tools of one request
 NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 FUNCTION = re.compile(r"\s*<function=([^>\s]+)>(.*)</function>\s*", re.DOTALL)
+PYTHON = "<|python_tag|>"
 PARAMETER = re.compile(r"\s*<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 
 
@@ -39,21 +40,29 @@ class Format:
         open: the text before a call; "" where an answer that begins with { is one.
         close: the text after it; "" is the answer's end.
         read: a call's inside, as calls; a ValueError if it is none.
+        given: what a call's arguments are called in its object; "" if it is none, and what is
+            written can then be read and not prescribed.
+        listed: whether calls are in a list.
+        aside: what may stand before a call that nothing opens.
     """
 
     teaches: str
     open: str
     close: str
     read: Callable[[str], list[Call]]
+    given: str = ""
+    listed: bool = False
+    aside: str = ""
 
     @property
     def marks(self) -> list[str]:
         """The texts by which an answer is told apart."""
-        return [mark for mark in (self.open, self.close) if mark]
+        return [mark for mark in (self.open, self.close, self.aside) if mark]
 
 
 def _objects(text: str) -> list[Call]:
     """JSON objects, one after another or in a list, with a name and arguments."""
+    text = text.strip()
     calls, at, decoder = [], 0, json.JSONDecoder()
     while at < len(text):
         value, at = decoder.raw_decode(text, at)
@@ -71,10 +80,15 @@ def _call(value: Any) -> Call:
     raise ValueError("no call")
 
 
+def _bare(text: str) -> list[Call]:
+    """As `_objects`, and what stands before it."""
+    return _objects(text.strip().removeprefix(PYTHON))
+
+
 def _tagged(text: str) -> list[Call]:
     """As `_objects`, or the form of Qwen3-Coder: <function=name> with a <parameter=name> each."""
     if (found := FUNCTION.fullmatch(text)) is None:
-        return _objects(text.strip())
+        return _objects(text)
     inner = found[2]
     if PARAMETER.sub("", inner).strip():
         raise ValueError("no call")
@@ -92,19 +106,21 @@ def _value(raw: str) -> Any:
 def _named(text: str) -> list[Call]:
     """As `_objects`, or the later form of Mistral: name[ARGS]{...}, again and again."""
     if "[ARGS]" not in text:
-        return _objects(text.strip())
+        return _objects(text)
     pairs = (call.partition("[ARGS]") for call in text.split("[TOOL_CALLS]"))
     return [_call({"name": name.strip(), "arguments": given}) for name, _, given in pairs]
 
 
-# From the chat templates of: Hermes 2, Qwen2.5, Qwen3, Qwen3-Coder, SmolLM3; Phi-4-mini; Granite 3;
-# Mistral 7B v0.3, Nemo, Small; Llama 3.1 and 3.2.
+# From the chat templates of: Qwen3-Coder; Hermes 2, Qwen2.5, Qwen3, SmolLM3; Phi-4-mini; Granite 3;
+# Mistral Small; Mistral 7B v0.3, Nemo; Llama 3.1 and 3.2.
 FORMATS = (
-    Format("<tool_call>", "<tool_call>", "</tool_call>", _tagged),
-    Format("<|/tool_call|>", "<|tool_call|>", "<|/tool_call|>", _objects),
-    Format("<|tool_call|>", "<|tool_call|>", "", _objects),
-    Format("[TOOL_CALLS]", "[TOOL_CALLS]", "", _named),
-    Format('"parameters":', "", "", _objects),
+    Format("<function=", "<tool_call>", "</tool_call>", _tagged),
+    Format("<tool_call>", "<tool_call>", "</tool_call>", _tagged, "arguments"),
+    Format("<|/tool_call|>", "<|tool_call|>", "<|/tool_call|>", _objects, "arguments", True),
+    Format("<|tool_call|>", "<|tool_call|>", "", _objects, "arguments", True),
+    Format("[ARGS]", "[TOOL_CALLS]", "", _named),
+    Format("[TOOL_CALLS]", "[TOOL_CALLS]", "", _named, "arguments", True),
+    Format('"parameters":', "", "", _bare, "parameters", aside=PYTHON),
 )
 
 
@@ -128,26 +144,28 @@ class Caller:
         self._held, self._gap = "", ""  # not yet told apart; the space before it
         self._inside, self._text, self._called = False, False, False
 
-    def feed(self, text: str) -> tuple[str, list[Call]]:
-        """What `text` adds to the text, and the calls that it completes."""
+    @property
+    def inside(self) -> str | None:
+        """What was said of the call under way; None outside of one."""
+        return self._held.lstrip().removeprefix(self._format.aside) if self._inside else None
+
+    def feed(self, text: str) -> list[str | Call]:
+        """What `text` adds to the text, and the calls that it completes, in their order."""
         self._held += text
-        said, calls = "", list[Call]()
+        parts: list[str | Call] = []
         while True:
             before = self._inside
-            if self._inside:
-                more, some = self._close()
-                said, calls = said + more, calls + some
-            else:
-                said += self._open()
+            parts += self._close() if self._inside else [self._open()]
             if self._inside == before:
-                return said, calls
+                return [part for part in parts if part]
 
-    def finish(self) -> tuple[str, list[Call]]:
+    def finish(self) -> list[str | Call]:
         """What was held back, for nothing more will come."""
         body, self._held = self._held, ""
         if self._inside:
             return self._read(body, "")
-        return ("" if self._called and not body.strip() else self._gap + body), []
+        rest = "" if self._called and not body.strip() else self._gap + body
+        return [rest] if rest else []
 
     def _open(self) -> str:
         """The text up to where a call begins, or may."""
@@ -165,10 +183,11 @@ class Caller:
 
     def _begin(self) -> str:
         """A call is the whole answer, or nothing of it."""
-        if not self._text and self._held.lstrip().startswith("{"):
+        begun, aside = self._held.lstrip(), self._format.aside
+        if not self._text and begun.startswith(("{", aside or "{")):
             self._inside = True
             return ""
-        self._text = self._text or bool(self._held.strip())
+        self._text = self._text or not aside.startswith(begun)
         said, self._held = (self._held, "") if self._text else ("", self._held)
         return said
 
@@ -179,16 +198,16 @@ class Caller:
         self._gap = said[len(kept) :]
         return kept
 
-    def _close(self) -> tuple[str, list[Call]]:
+    def _close(self) -> list[str | Call]:
         """The call, once it is whole."""
         mark = self._format.close
         if not mark or mark not in self._held:
-            return "", []
+            return []
         body, _, self._held = self._held.partition(mark)
         self._inside = False
         return self._read(body, mark)
 
-    def _read(self, body: str, mark: str) -> tuple[str, list[Call]]:
+    def _read(self, body: str, mark: str) -> list[str | Call]:
         gap, self._gap = self._gap, ""
         try:
             calls = self._format.read(body)
@@ -197,8 +216,8 @@ class Caller:
             calls = []
         if calls and all(call.name in self._names for call in calls):
             self._called = True
-            return "", calls
-        return gap + self._format.open + body + mark, []
+            return [*calls]
+        return [gap + self._format.open + body + mark]
 
 
 class Calling(NamedTuple):
@@ -210,12 +229,6 @@ class Calling(NamedTuple):
     def caller(self) -> Caller:
         """At an answer's beginning."""
         return Caller(self.format, self.names)
-
-    def split(self, text: str) -> tuple[str, list[Call]]:
-        """A whole answer's text, and its calls."""
-        caller = self.caller()
-        (said, calls), (rest, more) = caller.feed(text), caller.finish()
-        return said + rest, calls + more
 
 
 def calling(templates: Templates, asked: Path | None, tools: Sequence[Any]) -> Calling:

@@ -1,0 +1,306 @@
+"""What a request wants of tools, whatever its protocol, and the guide that sees to it.
+
+Where a call must come, where its arguments must be what a schema says, or where there may be one
+only, the ids of an answer are constrained: the marks around a call are forced as the ids that the
+template writes them with, and what is between them follows a grammar made of the schemas.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from seriatim import chatting
+from seriatim.chatting import Turn
+from seriatim.codecs import Stream, _reasoning
+from seriatim.codecs._reasoning import Splitter
+from seriatim.constraints import schemas
+from seriatim.constraints.constraining import NAMES
+from seriatim.engine.constrain import Grammar, GrammarGuide
+from seriatim.engine.request import Guide
+from seriatim.errors import RequestError, shown
+from seriatim.requesting import Visible, codec_of
+from seriatim.serve import tools
+from seriatim.serve.errors import Fault
+from seriatim.serve.served import Served
+from seriatim.serve.tools import Caller, Calling
+
+LONGEST = 1 << 16  # characters of a request's strict schemas, which are compiled together
+AGAINST = NAMES | {"min_tokens", "ignore_end"}  # options that contradict a constrained call
+ANY = {"type": "object"}
+THINK, FREE, BODY, CALLED = "think", "free", "body", "called"
+Path = tuple[tuple[int, ...], str]  # ids that are forced, and the state after them
+Fresh = Callable[[], tuple[Stream, Splitter, Caller]]  # what reads an answer, at its beginning
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request says of tools.
+
+    Attributes:
+        tools: in OpenAI's form; all are shown by the template.
+        must: a call comes, and no text.
+        named: of this tool.
+        single: there is one call at most.
+    """
+
+    tools: Sequence[dict[str, Any]]
+    must: bool = False
+    named: str | None = None
+    single: bool = False
+
+    @property
+    def constrained(self) -> bool:
+        """Whether ids are."""
+        strict = any(tool["function"].get("strict") for tool in self.tools)
+        return self.must or self.single or strict
+
+
+def wanted(offered: Sequence[dict[str, Any]] | None, choice: str, *, single: bool) -> Wanted | None:
+    """What a request wants of tools; None where none are shown.
+
+    Args:
+        choice: none, auto, required, or "=" and a name.
+
+    Raises:
+        Fault: 400, a call is asked for of tools that are not there.
+    """
+    must = choice not in ("none", "auto")
+    if not offered and must:
+        raise Fault(400, "tool_choice wants a call and there are no tools", param="tool_choice")
+    if not offered or choice == "none":
+        return None
+    named = choice.removeprefix("=") if choice.startswith("=") else None
+    if named is not None and named not in (known := tools.names_of(offered)):
+        seen = f"tool_choice names {shown(named)}; expected one of {', '.join(known)}"
+        raise Fault(400, seen, param="tool_choice")
+    return Wanted(offered, must, named, single or named is not None)
+
+
+def turn(
+    served: Served,
+    messages: Sequence[Mapping[str, Any]],
+    wanted: Wanted | None,
+    options: Mapping[str, Any],
+    **how: Any,
+) -> tuple[Turn, Calling | None]:
+    """A conversation as the model reads it, and how its calls are read. For a worker.
+
+    Args:
+        wanted: None without tools.
+        options: of the request.
+        how: as `chatting.turn` takes it.
+
+    Raises:
+        RequestError: as that; tools that the template does not show, or cannot be constrained.
+        Fault: a text that fills the context.
+    """
+    offered = wanted.tools if wanted else None
+    reading = tools.calling(served.model.templates, served.template, offered) if offered else None
+    served.check_text("".join(m["content"] for m in messages if type(m.get("content")) is str))
+    marks = reading.format.marks if reading else ()
+    made = chatting.turn(served.model, messages, served.template, tools=offered, marks=marks, **how)
+    if not (wanted and reading and wanted.constrained):
+        return made, reading
+    _check(reading, options)
+    guide = _guide(served, made, reading, wanted)
+    return replace(made, extras=replace(made.extras, guides=[*made.extras.guides, guide])), reading
+
+
+def _check(reading: Calling, options: Mapping[str, Any]) -> None:
+    if not reading.format.given:
+        raise RequestError(
+            "tools are to be constrained and the model's template has calls written in a way "
+            f"({reading.format.teaches}) that is read only",
+            fix="leave out strict and parallel_tool_calls, and tool_choice but auto and none",
+        )
+    if both := sorted(AGAINST & options.keys()):
+        raise RequestError(f"{both[0]} and constrained tools are both given", fix="leave one out")
+
+
+def _guide(served: Served, made: Turn, reading: Calling, wanted: Wanted) -> Callable[[], Guide]:
+    model, format = served.model, reading.format
+    codec = codec_of(model, "a call")
+    template = model.templates.get(served.template, tools=True)
+    markers = _reasoning.of_template(template.source)
+    line = "" if format.listed or not format.close else "\n"  # one call between marks: on a line
+
+    def ids(*texts: str) -> tuple[int, ...]:
+        return tuple(codec.weave(template.cut("".join(texts)))) if any(texts) else ()
+
+    marks = Marks(
+        open=ids(format.open, line),
+        close=ids(line, format.close),
+        again=() if wanted.single or not line else ids(line, format.open, line),
+        think=ids(markers.open) if markers else (),
+        ends=tuple(id for id in model.ends if id < model.vocab_size),
+    )
+    grammar = _grammar(reading, wanted)
+
+    def fresh() -> tuple[Stream, Splitter, Caller]:
+        decoding = Visible(codec.stream(after=made.ids), made.extras.shown)
+        return decoding, made.splitter(), reading.caller()
+
+    def guide() -> Prescribed:
+        body = Body(model.constraints.within(grammar), model.constraints.bytewise)
+        return Prescribed(wanted, marks, body, model.vocab_size, fresh)
+
+    return guide
+
+
+def _grammar(reading: Calling, wanted: Wanted) -> Grammar:
+    """What stands between the marks: a call of one of the tools, or a list of some."""
+    offered = [t["function"] for t in wanted.tools]
+    asked = [f for f in offered if wanted.named in (None, f["name"])]
+    rules = [rule for n, f in enumerate(asked) for rule in _rules(reading, n, f)]
+    if (size := sum(map(len, rules))) > LONGEST:
+        seen = f"tools: what constrains them has {size} characters"
+        raise RequestError(seen, expected=f"at most {LONGEST}", fix="fewer strict ones")
+    call = " | ".join(f"call{n}" for n in range(len(asked)))
+    more = "" if wanted.single else ' (", " call)*'
+    body = f'"[" call{more} "]"' if reading.format.listed else "call"
+    lines = [f"start: BLANK? {body}", "BLANK: /[ \\t\\r\\n]{1,8}/", f"call: {call}", *rules]
+    return Grammar("tools", "\n".join(lines))
+
+
+def _rules(reading: Calling, n: int, function: Mapping[str, Any]) -> list[str]:
+    begin = f'{{"name": {json.dumps(function["name"])}, "{reading.format.given}": '
+    schema = _schema(function) if function.get("strict") else json.dumps(ANY)
+    return [f'call{n}: {json.dumps(begin)} args{n} "}}"', f"args{n}: %json {schema}"]
+
+
+def _schema(function: Mapping[str, Any]) -> str:
+    """The schema of a tool's arguments, all of which can be enforced."""
+    given = ANY | (function.get("parameters") or {})
+    if given["type"] != "object":
+        raise RequestError(f"tools: the parameters of {function['name']} are no object's schema")
+    try:
+        return schemas.check(given).text()
+    except RequestError as error:
+        seen = f"tools: the parameters of {function['name']}: {error.seen}"
+        raise RequestError(seen, expected=error.expected, fix=error.fix or "no strict") from error
+
+
+# ---- the guide ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Ids that are forced: before and after a call, between two, before reasoning; the ends."""
+
+    open: tuple[int, ...]
+    close: tuple[int, ...]
+    again: tuple[int, ...]
+    think: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Body:
+    """What is between the marks."""
+
+    guide: GrammarGuide
+    bytewise: Callable[[str], list[int]]
+
+    def takes(self, ids: Sequence[int]) -> bool:
+        """Whether it may begin so."""
+        try:
+            return bool(self.guide.mask(ids).any()) or self.guide.complete(ids)
+        except RequestError:
+            return False
+
+
+class Prescribed:
+    """A guide: what is called is what was wanted.
+
+    Which id may come depends on the ids so far alone; they are read once where one call's ids
+    continue those of the last. Where text is free, a call that begins within an id that the grammar
+    does not allow stays text.
+    """
+
+    def __init__(self, wanted: Wanted, marks: Marks, body: Body, size: int, fresh: Fresh) -> None:
+        self._wanted, self._marks, self._body, self._size = wanted, marks, body, size
+        self._fresh = fresh
+        self._restart()
+
+    def mask(self, ids: Sequence[int], /) -> np.ndarray | None:
+        """uint32 words of the ids that may follow, or None: anything may."""
+        self._read(ids)
+        if self._paths:
+            return self._only({path[0] for path, _ in self._paths})
+        return self._body.guide.mask(self._inside) if self._state == BODY else None
+
+    def complete(self, ids: Sequence[int], /) -> bool:
+        """Whether all calls there may be were made."""
+        self._read(ids)
+        return self._state == CALLED and not self._paths
+
+    def _restart(self) -> None:
+        self._seen, self._inside = list[int](), list[int]()
+        self._decoding, self._splitter, self._caller = self._fresh()
+        self._state, self._paths = FREE, list[Path]()
+        if self._wanted.must:
+            self._must()
+
+    def _must(self) -> None:
+        """A call comes next, or the reasoning before it."""
+        if self._splitter.reasoning:
+            self._state = THINK
+        elif self._splitter.undecided and self._marks.think:
+            self._fork((self._marks.open, BODY), (self._marks.think, THINK))
+        else:
+            self._fork((self._marks.open, BODY))
+
+    def _read(self, ids: Sequence[int]) -> None:
+        if list(ids[: len(self._seen)]) != self._seen:
+            self._restart()
+        for id in ids[len(self._seen) :]:
+            self._seen.append(id)
+            _, said = self._splitter.feed(self._decoding.feed(id))
+            self._caller.feed(said)
+            self._step(id)
+
+    def _step(self, id: int) -> None:
+        if self._paths:
+            self._fork(*((path[1:], to) for path, to in self._paths if path[0] == id))
+        elif self._state == THINK and not self._splitter.reasoning:
+            self._fork((self._marks.open, BODY))
+        elif self._state == FREE and (begun := self._caller.inside) is not None:
+            self._begin(begun)
+        elif self._state == BODY:
+            self._inside.append(id)
+        if self._state == BODY and not self._paths and self._body.guide.complete(self._inside):
+            self._fork((self._marks.close, CALLED))
+
+    def _begin(self, begun: str) -> None:
+        """A call has begun in free text, and something of it may have been said with its mark."""
+        said = self._body.bytewise(begun)
+        if not said or self._body.takes(said):
+            self._state, self._inside = BODY, said
+
+    def _fork(self, *paths: Path) -> None:
+        """One of these comes; where one is at its end, its state."""
+        self._paths = list(paths)
+        reached = next((to for path, to in paths if not path), None)
+        if reached is not None:
+            self._paths, self._state = [], reached
+            if reached == BODY:
+                self._inside = []
+            elif reached == CALLED:
+                self._after()
+
+    def _after(self) -> None:
+        """What follows a call: an end, another one, or text."""
+        if self._marks.close and not self._wanted.must and not self._wanted.single:
+            self._state = FREE
+        elif self._marks.again:
+            over = tuple(((id,), CALLED) for id in self._marks.ends)
+            self._paths = [(self._marks.again, BODY), *over]
+
+    def _only(self, ids: set[int]) -> np.ndarray:
+        words = np.zeros(-(-self._size // 32), np.uint32)
+        for id in ids:
+            words[id // 32] |= np.uint32(1 << id % 32)
+        return words

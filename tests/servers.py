@@ -17,6 +17,7 @@ import httpx
 import tiny
 
 import seriatim
+from seriatim import codecs
 from seriatim.codecs.chat import Templates
 from seriatim.serve import mock
 from seriatim.serve.app import make
@@ -34,6 +35,16 @@ def load() -> seriatim.Model:
     """The tiny model, of its own: bytes, a context of 256, random weights."""
     with TemporaryDirectory() as folder:
         return seriatim.load(tiny.write(Path(folder)), threads=1)
+
+
+def of_codec(folder: Path, name: str) -> seriatim.Model:
+    """A tiny model of random weights whose ids a codec has."""
+    codec = codecs.made(name)
+    assert codec is not None
+    ids = dict(bos_token_id=codec.start[0], eos_token_id=codec.ends[0])
+    tiny.write(folder, codec=False, ids=ids, vocab_size=codec.size)
+    codec.save(folder)
+    return seriatim.load(folder, threads=1)
 
 
 def shared(model: seriatim.Model, *, any_model: bool = False, limits=None, **how: Any) -> Shared:
@@ -75,7 +86,7 @@ async def _ask(client: httpx.AsyncClient, path: str, body: Any, **how: Any) -> h
 def events(response: httpx.Response) -> list[Any]:
     """The objects of a stream, which must end as the protocol says."""
     assert response.status_code == 200, response.text
-    frames = response.text.split("\n\n")
+    frames = [frame for frame in response.text.split("\n\n") if frame != ": ping"]
     assert frames[-2:] == ["data: [DONE]", ""]
     assert all(frame.startswith("data: ") for frame in frames[:-1])
     return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]

@@ -24,7 +24,7 @@ from seriatim.results import Piece, Result
 from seriatim.serve import attached, openai, own, tracing
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.attached import File
-from seriatim.serve.errors import Fault
+from seriatim.serve.errors import Fault, refused
 from seriatim.serve.fields import Field, Flag, Given, Shaped, Table, Text, Whole
 from seriatim.serve.responses import event, respond
 from seriatim.serve.routes import Route
@@ -221,10 +221,17 @@ def _encoded(
             raise RequestError("suffix is given with a file", expected="a prompt of text")
         return [attached.ids(served, prompts[0])], NOTHING
     if (suffix := given.get("suffix")) is None:
-        return requesting.numbered(served.model, prompts), NOTHING
+        return _numbered(served, prompts), NOTHING
     served.check_text(suffix)
     gaps = [infilling.infill(served.model, None, prompt, suffix, None) for prompt in prompts]
     return [gap[0] for gap in gaps if gap], next((gap[1] for gap in gaps if gap), NOTHING)
+
+
+def _numbered(served: Served, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    try:
+        return requesting.numbered(served.model, prompts)
+    except RequestError as error:  # of a codec, which knows no fields
+        raise refused(error, frozenset()).of("prompt") from error
 
 
 def _options(given: Given) -> dict[str, Any]:

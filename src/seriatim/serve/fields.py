@@ -171,6 +171,12 @@ class Field:
     default: Any = None
     required: bool = False
 
+    @property
+    def schema(self) -> Schema:
+        """As JSON Schema: where it is not required, null is the same as nothing."""
+        held = self.kind.schema
+        return held if self.required or not held else {"anyOf": [held, {"type": "null"}]}
+
 
 @dataclass(frozen=True)
 class Given:
@@ -237,7 +243,7 @@ class Table:
     @property
     def schema(self) -> Schema:
         """As JSON Schema, for the OpenAPI document."""
-        properties = {f.name: {**f.kind.schema, "description": f.about} for f in self.fields}
+        properties = {f.name: f.schema | {"description": f.about} for f in self.fields}
         required = [f.name for f in self.fields if f.required]
         return {"type": "object", "required": required, "properties": properties}
 

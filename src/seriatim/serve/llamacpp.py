@@ -46,7 +46,7 @@ SAMPLING = (
     Field("frequency_penalty", Real(-100, 100), "", "frequency_penalty", 0),
     Field("repeat_penalty", Real(1e-6, 1e6), "of all ids so far", "repetition_penalty"),
     Field("seed", Whole(-1, 2**64 - 1), "-1 draws one"),
-    Field("stop", Shaped(own.stops, own.STRINGS), "the text ends before them"),
+    Field("stop", Shaped(own.stops, {"anyOf": [own.STOP, own.STOPS]}), "the text ends before them"),
     Field("n_probs", Whole(0, 20), "so many alternatives of each id"),
     Field("stream", Flag(), "server-sent events"),
     *(field for field in own.OWN if field.name != "repetition_penalty"),
@@ -81,7 +81,7 @@ TOKENIZE = Table(
     )
 )
 DETOKENIZE = Table(
-    (MODEL, Field("tokens", Shaped(lambda name, value: value, own.WHOLES), "ids", required=True))
+    (MODEL, Field("tokens", Shaped(lambda name, value: value, own.IDS), "ids", required=True))
 )
 
 

@@ -123,13 +123,14 @@ def _choice(name: str, value: Any) -> tuple[str, bool]:
 
 
 OBJECT, ARRAY = {"type": "object"}, {"type": "array"}
+SYSTEM = {"anyOf": [{"type": "string"}, ARRAY | {"items": OBJECT}]}
 TALK = (
     own.MODEL,
-    Field("messages", Shaped(told, ARRAY | {"items": OBJECT}),
+    Field("messages", Shaped(told, ARRAY | {"items": OBJECT, "minItems": 1}),
           "of `user` and `assistant`; text, or blocks of text, thinking, tool_use and tool_result; "
           "an assistant's text at the end goes on",
           required=True),
-    Field("system", Shaped(system, {}), "text, or blocks of text"),
+    Field("system", Shaped(system, SYSTEM), "text, or blocks of text"),
     Field("thinking", Shaped(_thinking, OBJECT),
           "`enabled` with its budget, `disabled` (the template is told `enable_thinking`), "
           "`adaptive`"),
@@ -147,7 +148,7 @@ TABLE = Table(
         Field("max_tokens", Whole(1), "an upper bound", "max_tokens", required=True),
         Field("temperature", Real(0, 1), "0 is greedy", "temperature", 1.0),
         Field("top_p", Real(0, 1, above=True), "", "top_p", 1.0),
-        Field("stop_sequences", Shaped(_stops, own.STRINGS), "the text ends before them"),
+        Field("stop_sequences", Shaped(_stops, own.STOPS), "the text ends before them"),
         Field("stream", Flag(), "server-sent events"),
         own.SEED,
         *own.OWN,

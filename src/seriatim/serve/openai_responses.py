@@ -61,7 +61,7 @@ STORED = Refused("nothing is stored: send the whole conversation as input")
 TABLE = Table(
     (
         own.MODEL,
-        Field("input", Shaped(openai_input.messages, {}),
+        Field("input", Shaped(openai_input.messages, openai_input.INPUT),
               "a text, or items: messages of text, `function_call`, `function_call_output`, "
               "`reasoning`", required=True),
         Field("instructions", Text(), "a system message before all others"),
@@ -73,7 +73,7 @@ TABLE = Table(
               "`format`: `text`, `json_object` or `json_schema`"),
         Field("tools", Shaped(openai_input.offered, ARRAY | {"items": OBJECT}),
               "functions, shown by the template; with `strict` arguments are by their schema"),
-        Field("tool_choice", Shaped(openai_input.choice),
+        Field("tool_choice", Shaped(openai_input.choice, openai.CHOICE),
               "`none`: they are not shown; `auto`; `required`, or one by its name: a call comes"),
         Field("parallel_tool_calls", Flag(), "false: one call at most"),
         Field("stream", Flag(), "server-sent events"),

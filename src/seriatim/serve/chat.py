@@ -187,12 +187,7 @@ async def chat(shared: Shared, request: Request) -> Response:
     _check(given)
     served = shared.models.get(given.get("model"))
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, request),
-        frames=lambda: _frames(shared, served, given, request),
-        failed=openai.failed,
+        shared, served, given, request, whole=_whole, frames=_frames, failed=openai.failed
     )
 
 

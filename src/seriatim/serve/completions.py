@@ -178,12 +178,7 @@ async def completions(shared: Shared, request: Request) -> Response:
         raise Fault(400, f"best_of is {best}; expected n, or leave it out", param="best_of")
     served = shared.models.get(given.get("model"))
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, request),
-        frames=lambda: _frames(shared, served, given, request),
-        failed=openai.failed,
+        shared, served, given, request, whole=_whole, frames=_frames, failed=openai.failed
     )
 
 

@@ -9,6 +9,7 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -159,13 +160,9 @@ async def _read(shared: Shared, request: Request, table: Table) -> tuple[Given, 
 
 async def _said(shared: Shared, request: Request, table: Table, prompt: Prompt) -> Response:
     given, served = await _read(shared, request, table)
+    whole, frames = partial(_whole, prompt=prompt), partial(_frames, prompt=prompt)
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, prompt, request),
-        frames=lambda: _frames(shared, served, given, prompt, request),
-        failed=openai.failed,
+        shared, served, given, request, whole=whole, frames=frames, failed=openai.failed
     )
 
 
@@ -215,7 +212,7 @@ class Completion:
 
 @asynccontextmanager
 async def _open(
-    shared: Shared, served: Served, given: Given, prompt: Prompt, request: Request
+    shared: Shared, served: Served, given: Given, request: Request, prompt: Prompt
 ) -> AsyncIterator[Completion]:
     names = given.table.names
     async with answering(shared, served, 1, names, request) as answer:
@@ -236,18 +233,18 @@ def _options(given: Given, request: Request) -> tuple[dict[str, Any], bool]:
 
 
 async def _whole(
-    shared: Shared, served: Served, given: Given, prompt: Prompt, request: Request
+    shared: Shared, served: Served, given: Given, request: Request, prompt: Prompt
 ) -> dict[str, Any]:
-    async with _open(shared, served, given, prompt, request) as made:
+    async with _open(shared, served, given, request, prompt) as made:
         (result,) = await made.answer.results()
         return made.whole(result.text, result) | made.probabilities(0, len(result.ids))
 
 
 async def _frames(
-    shared: Shared, served: Served, given: Given, prompt: Prompt, request: Request
+    shared: Shared, served: Served, given: Given, request: Request, prompt: Prompt
 ) -> AsyncGenerator[str, None]:
     """A chunk for each piece, and the end."""
-    async with _open(shared, served, given, prompt, request) as made:
+    async with _open(shared, served, given, request, prompt) as made:
         count = 0
         async with aclosing(made.answer.follow()) as steps:
             async for _, what in steps:

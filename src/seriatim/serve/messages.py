@@ -169,12 +169,7 @@ async def messages(shared: Shared, request: Request) -> Response:
     given = await shared.read(request, TABLE)
     served = shared.models.get(given.get("model"))
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, request),
-        frames=lambda: _frames(shared, served, given, request),
-        failed=_failed,
+        shared, served, given, request, whole=_whole, frames=_frames, failed=_failed
     )
 
 

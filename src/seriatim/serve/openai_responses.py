@@ -6,6 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/responses
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_hex
 from time import time
 from typing import Any
@@ -107,13 +108,9 @@ async def responses(shared: Shared, request: Request) -> Response:
     openai.check_streaming(given)
     served = shared.models.get(given.get("model"))
     telling = Telling()
+    frames = partial(_frames, telling=telling)
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, request),
-        frames=lambda: _frames(shared, served, given, request, telling),
-        failed=telling.failed,
+        shared, served, given, request, whole=_whole, frames=frames, failed=telling.failed
     )
 
 

@@ -170,7 +170,7 @@ def _http(scope: Scope, visit: Visit, route: str) -> Facts:
 
 
 def _asked(visit: Visit, route: str) -> Facts:
-    """The numbers of a body; a number that is no int64 is left out, no collector takes it."""
+    """The model and numbers of a body, as collectors take them: UTF-8 and 64 bits, or not at all."""
     if visit.given is None or route not in OPERATIONS:
         return {}
     given = {**visit.given.values, **visit.given.options}
@@ -178,11 +178,11 @@ def _asked(visit: Visit, route: str) -> Facts:
     given |= {"seed": seed - 2**64 if seed >= 2**63 else seed} if "seed" in given else {}
     said = {f"gen_ai.request.{to}": given[name] for name, to in ASKED.items() if name in given}
     said = {name: value for name, value in said.items() if -(2**63) <= value < 2**63}
-    model = str(given.get("model", "")).encode(errors="replace").decode()
+    if (model := given.get("model")) is not None:
+        said["gen_ai.request.model"] = model.encode(errors="replace").decode()
     return said | {
         "gen_ai.operation.name": OPERATIONS[route],
         "gen_ai.provider.name": "seriatim",
-        "gen_ai.request.model": model,
     }
 
 

@@ -261,7 +261,7 @@ def test_it_retries_when_the_server_is_busy(client, server, monkeypatch):
     assert said.content[0].text == "Hi" and refused
 
 
-def test_its_tool_runner_goes_a_whole_round(client):
+def test_its_tool_runner_goes_a_whole_round(client, server):
     """It calls what the model calls, and sends what came of it."""
     called = []
 
@@ -272,6 +272,8 @@ def test_its_tool_runner_goes_a_whole_round(client):
         return str(a + 1)
 
     talk = [{"role": "user", "content": CALL}]
+    held = servers.ask(server, MESSAGES, told(thread={"type": "create"})).json()["error"]
+    assert held["details"]["error_code"] == "thread_unsupported_request"
     runner = client.beta.messages.tool_runner(
         model="mock:echo", max_tokens=200, tools=[add], messages=talk
     )

@@ -142,16 +142,22 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Refused:
-    """Known and not done: to leave it out silently would be worse."""
+    """Known and not done: to leave it out silently would be worse.
 
-    instead: str = ""
+    Attributes:
+        instead: what to do.
+        code: of the error, where clients know one.
+    """
+
+    instead: str = "leave it out"
+    code: str | None = None
 
     @property
     def schema(self) -> Schema:
         return {"type": "null"}
 
     def check(self, name: str, value: Any) -> Any:
-        raise RequestError(f"{name} is not supported", fix=self.instead or "leave it out")
+        raise Fault(400, f"{name} is not supported; {self.instead}", code=self.code, param=name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,7 @@ from seriatim.serve.talk import messages as told
 from seriatim.serve.talk import system
 from seriatim.serve.tools import Call, Calling
 
+THREADS = "thread_unsupported_request"
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
          404: "not_found_error", 413: "request_too_large", 429: "overloaded_error",
          503: "overloaded_error", 529: "overloaded_error"}  # fmt: skip
@@ -50,7 +51,9 @@ def error(fault: Fault, id: str = "") -> tuple[int, dict[str, Any]]:
     """Status and body of a fault; a busy server is 529 here."""
     status = 529 if fault.status == 429 else fault.status
     other = "api_error" if status >= 500 else "invalid_request_error"
-    said = {"type": KINDS.get(status, other), "message": fault.message}
+    said: dict[str, Any] = {"type": KINDS.get(status, other), "message": fault.message}
+    if fault.code == THREADS:  # by this their client knows to send the whole conversation
+        said["details"] = {"error_code": THREADS}
     return status, {"type": "error", "error": said, "request_id": id or None}
 
 
@@ -156,6 +159,7 @@ TABLE = Table(
         Field("service_tier", Only(("auto", "standard_only")), "there is one"),
         Field("container", Refused(), ""),
         Field("mcp_servers", Refused(), ""),
+        Field("thread", Refused("send the whole conversation without it", THREADS), ""),
         Field("context_management", Refused(), ""),
     )
 )

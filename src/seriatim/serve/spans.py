@@ -170,7 +170,7 @@ def _http(scope: Scope, visit: Visit, route: str) -> Facts:
 
 
 def _asked(visit: Visit, route: str) -> Facts:
-    """The model and numbers of a body, as collectors take them: UTF-8 and 64 bits, or not at all."""
+    """The model and the numbers of a body, as collectors take them: UTF-8, and of 64 bits."""
     if visit.given is None or route not in OPERATIONS:
         return {}
     given = {**visit.given.values, **visit.given.options}

@@ -21,7 +21,7 @@ from seriatim.train.checkpoint import published
 from seriatim.train.claim import claimed
 from seriatim.train.forecast import forecast
 from seriatim.train.logs import Logs
-from seriatim.train.memory import forget_peak, keep_freed_memory, peak_bytes
+from seriatim.train.memory import forget_peak, give_back, keep_freed_memory, peak_bytes
 from seriatim.train.model import Model
 from seriatim.train.optim import Optimizer, rate_share
 from seriatim.train.options import Options, asked, documented
@@ -197,6 +197,7 @@ def _train(
             say(Progress(done, o.steps, nats, norm, share, (done - first) * per_step / busy, left))
             ended = world.sums(interrupt.asked)[0] > 0  # on any rank
             if done % every == 0 or done == o.steps or ended:
+                give_back()
                 state.save(done, layout.own, kept, batches, bad, say, keep=o.keep)
             if ended:
                 world.first(partial(tell, measured=taken(done), score=None))
@@ -208,6 +209,7 @@ def _train(
                         say(whole.score(held, tokens, step=done, most=GLIMPSE))
                         text = whole.continued(o.prompt, tokens, seed=o.seed)
                         say(Sample(done, (o.prompt or "") + text))
+                give_back()  # what a save or a score left between the arrays of a step
 
     took = taken(o.steps)
 

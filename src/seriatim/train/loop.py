@@ -19,6 +19,7 @@ from seriatim.train import data as sources
 from seriatim.train.averaging import Average
 from seriatim.train.checkpoint import published
 from seriatim.train.claim import claimed
+from seriatim.train.evaluate import opening
 from seriatim.train.forecast import forecast
 from seriatim.train.logs import Logs
 from seriatim.train.memory import forget_peak, give_back, keep_freed_memory, peak_bytes
@@ -97,6 +98,7 @@ def _train(
     parts = world.prepared(prepare, codec=start.codec)
     tokens = parts.codec
     numbers, spec = start.numbers(tokens.size), start.spec(tokens.size)
+    before = opening(o.prompt, tokens, context=spec.context)
     if reader:
         parts = conversations.fitting(parts, numbers.context, say)
     task = aim.objective(replace(o, context=numbers.context, batch=numbers.batch), tokens)
@@ -207,7 +209,7 @@ def _train(
                 with average.applied(), world.turn(layout.whole()) as whole:
                     if whole:
                         say(whole.score(held, tokens, step=done, most=GLIMPSE))
-                        text = whole.continued(o.prompt, tokens, seed=o.seed)
+                        text = whole.continued(before, tokens, seed=o.seed)
                         say(Sample(done, (o.prompt or "") + text))
                 give_back()  # what a save or a score left between the arrays of a step
 
@@ -222,7 +224,7 @@ def _train(
     model.round(o.store)
     score = model.score(held, tokens, step=o.steps)
     say(score)
-    samples = [model.continued(o.prompt, tokens, seed=s, count=150) for s in range(SAMPLES)]
+    samples = [model.continued(before, tokens, seed=s, count=150) for s in range(SAMPLES)]
     with published(folder) as place:
         start.write(place, model, tokens)
         card.write_card(

@@ -54,7 +54,7 @@ def ids(served: Served, given: File) -> list[int]:
             seen = error.seen.replace(str(path), "the file")
             raise RequestError(f"prompt: {seen}", expected=error.expected) from error
     if isinstance(raw, str):
-        served.check_text(raw)
+        served.check_prompt(raw)
     return requesting.prompt_ids(served.model, raw)
 
 

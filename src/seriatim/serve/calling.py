@@ -99,7 +99,7 @@ def turn(
     """
     offered = wanted.tools if wanted else None
     reading = tools.calling(served.model.templates, served.template, offered) if offered else None
-    served.check_text("".join(map(_said, messages)))
+    served.check_prompt("".join(map(_said, messages)))
     marks = reading.format.marks if reading else ()
     made = chatting.turn(served.model, messages, served.template, tools=offered, marks=marks, **how)
     if not (wanted and reading and wanted.constrained):

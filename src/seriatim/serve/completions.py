@@ -215,15 +215,15 @@ def _encoded(
     if not prompts:
         raise RequestError("prompt is an empty list", expected="at least one prompt")
     for prompt in prompts:
-        if isinstance(prompt, str):
-            served.check_text(prompt)
+        if not isinstance(prompt, File):
+            served.check_prompt(prompt)
     if isinstance(prompts[0], File):
         if "suffix" in given.values:
             raise RequestError("suffix is given with a file", expected="a prompt of text")
         return [attached.ids(served, prompts[0])], NOTHING
     if (suffix := given.get("suffix")) is None:
         return requesting.numbered(served.model, prompts), NOTHING
-    served.check_text(suffix)
+    served.check_prompt(suffix)
     gaps = [infilling.infill(served.model, None, prompt, suffix, None) for prompt in prompts]
     return [gap[0] for gap in gaps if gap], next((gap[1] for gap in gaps if gap), NOTHING)
 

@@ -141,16 +141,16 @@ async def infill(shared: Shared, request: Request) -> Response:
 
 def _ids_of_prompt(served: Served, given: Given) -> tuple[list[int], Extras]:
     prompt = given.get("prompt", "")
-    if isinstance(prompt, str):
-        served.check_text(prompt)
+    served.check_prompt(prompt)
     return requesting.prompt_ids(served.model, prompt), NOTHING
 
 
 def _ids_of_gap(served: Served, given: Given) -> tuple[list[int], Extras]:
     prefix, suffix = given.get("input_prefix", ""), given.get("input_suffix", "")
-    served.check_text(prefix + suffix)
+    begun = given.get("prompt", "")
+    served.check_prompt(prefix + suffix + begun)
     ids, extras = infilling.infill(served.model, None, prefix, suffix, None) or ([], NOTHING)
-    return [*ids, *served.model.encode(given.get("prompt", ""))], extras
+    return [*ids, *served.model.encode(begun)], extras
 
 
 async def _read(shared: Shared, request: Request, table: Table) -> tuple[Given, Served]:

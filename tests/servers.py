@@ -29,7 +29,7 @@ from seriatim.serve.served import Models, Served
 from seriatim.serve.server import Server, bind, url
 from seriatim.serve.shared import Shared
 
-WAIT = 20  # seconds until a test gives up; none waits that long
+WAIT = 60  # seconds until a test gives up; none waits that long
 BASE = "http://127.0.0.1"
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 STAR = ("<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>")

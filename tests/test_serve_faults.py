@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import seriatim
 from seriatim.engine.constrain import KEPT
+from seriatim.errors import shown
 from seriatim.serve.limits import Limits
 from seriatim.serve.served import Served
 
@@ -286,6 +287,20 @@ def test_what_is_kept_of_requests_does_not_grow_with_them(shared, client):
         assert client.get(f"/nowhere/{n}").status_code == 404
         assert client.post(COMPLETIONS, json=told(prompt="a", model=f"m{n}")).status_code == 404
     assert "/nowhere" not in (said := client.get("/metrics").text) and 'model="m0"' not in said
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [*range(9999)],
+        {"a": [[1] * 9999, "b"]},
+        "x" * 9999,
+        {"k" * 99: {str(n): n for n in range(999)}},
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_message_shows_how_a_value_begins_without_spelling_the_rest(value):
+    assert shown(value) == repr(value)[:80]
 
 
 # ---- how it ends --------------------------------------------------------------------------------

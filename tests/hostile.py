@@ -97,7 +97,7 @@ ONE: dict[str, dict[str, list[Any]]] = {
             None, "hi", [], [{}], [1], [{"role": 1, "content": "a"}],
             [{"role": "alien", "content": "a"}], [{"role": "user", "content": 123}],
             [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
-            [{"role": "tool", "content": "a"}], [{"role": "user", "content": "\ud800"}],
+            [{"role": "tool", "content": "a"}],
             [{"role": "assistant", "content": None, "tool_calls": [
                 {"id": "c", "type": "function", "function": {"name": "f", "arguments": "no"}}]}],
         ],
@@ -176,6 +176,8 @@ ROWS = (
     _row("10,000 messages", 400, "context_length_exceeded", CHAT, messages=lambda: HI * 10_000),
     _row("a message of the system alone", 200, "", CHAT,
          messages=[{"role": "system", "content": "Hi"}]),
+    _row("half a character", 400, "surrogate", CHAT, messages=[
+        {"role": "user", "content": "\ud800"}]),
     _row("a developer", 200, "", CHAT, messages=[{"role": "developer", "content": "Hi"}, *HI]),
     _row("two answers in a row", 200, "", CHAT,
          messages=[*HI, *[{"role": "assistant", "content": "a"}] * 2]),

@@ -509,6 +509,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(book, tmp_path, option, valu
     assert not (tmp_path / "out").exists()
 
 
+def test_a_prompt_that_samples_cannot_begin_with_is_refused_before_the_first_step(book, tmp_path):
+    for prompt, names in {
+        "x" * 400: "the prompt has 401 ids and the context",
+        "\ud800": "half",
+    }.items():
+        with pytest.raises(RequestError, match=names):
+            run(book, tmp_path / "out", steps=2, prompt=prompt)
+        assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_option_is_refused(book, tmp_path):
     with pytest.raises(RequestError, match=r"learning_rat.*mean learning_rate"):
         run(book, tmp_path / "out", learning_rat=1)

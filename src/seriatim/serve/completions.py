@@ -26,7 +26,7 @@ from seriatim.serve import attached, openai, own, tracing
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.attached import File
 from seriatim.serve.errors import Fault
-from seriatim.serve.fields import Field, Flag, Given, Shaped, Table, Text, Whole
+from seriatim.serve.fields import Field, Flag, Given, Only, Shaped, Table, Text, Whole
 from seriatim.serve.responses import event, respond
 from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
@@ -58,6 +58,15 @@ def _ids(name: str, value: list[Any]) -> list[int]:
     return value
 
 
+def _part(name: str, value: Any) -> str | File:
+    """An object in part: text, or a file."""
+    if isinstance(value, dict):
+        return attached.file(name, value)
+    if isinstance(value, str):
+        return value
+    raise RequestError(f"{name} is {shown(value)}", expected="text, or a file")
+
+
 def _types(name: str, value: Any) -> list[str]:
     if len(own.texts(name, value)) > MOST_TYPES:
         raise RequestError(f"{name} has {len(value)} types", expected=f"at most {MOST_TYPES}")
@@ -78,6 +87,10 @@ TABLE = Table(
         Field("logprobs", Whole(0, 5), "so many alternatives of each id, and its own"),
         Field("best_of", Whole(1, 128), "must equal `n`"),
         *own.OWN,
+        Field("until", Only(("line", "block", "braces")),
+              "a piece of code ends there: `line`, `block` or `braces`", "until"),
+        Field("given", Shaped(_part, {"anyOf": [{"type": "string"}, {"type": "object"}]}),
+              "an object in part, as text or a file: the rest is generated"),
         openai.RETURN_IDS,
         own.TRACE,
         Field("render", Shaped(_types, own.STRINGS),
@@ -197,6 +210,8 @@ async def _open(
     async with answering(shared, served, count, TABLE.names, request) as answer:
         ids, extras = await answer.run(lambda: _encoded(served, given, prompts))
         options = _options(given) | {"tenant": request.state.tenant}
+        if (part := given.get("given")) is not None:
+            options["given"] = await answer.run(lambda: _object(served, part))
         generate = options.get("max_tokens") != 0
         if not generate:
             del options["max_tokens"]
@@ -226,6 +241,11 @@ def _encoded(
     served.check_prompt(suffix)
     gaps = [infilling.infill(served.model, None, prompt, suffix, None) for prompt in prompts]
     return [gap[0] for gap in gaps if gap], next((gap[1] for gap in gaps if gap), NOTHING)
+
+
+def _object(served: Served, part: str | File) -> Any:
+    """What is given in part. For a worker."""
+    return attached.raw(served, "given", part) if isinstance(part, File) else part
 
 
 def _options(given: Given) -> dict[str, Any]:

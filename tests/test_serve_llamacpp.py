@@ -1,45 +1,26 @@
 """llama.cpp's routes: as an editor that completes code asks them."""
 
 import json
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import servers
-import tiny
-from tokenizers import AddedToken, Tokenizer
 
-import seriatim
-from seriatim.codecs import text
 from seriatim.serve.served import Models, Served
 from seriatim.serve.shared import Shared
 
-STAR = ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"]
 GAP = {"input_prefix": "def f(x):\n", "input_suffix": "\nprint(f(2))\n", "prompt": "    ret"}
-
-
-def load() -> seriatim.Model:
-    """Random weights, and a tokenizer with StarCoder's marks."""
-    made = Tokenizer.from_str(text.train(text.EXAMPLES, 300)._tokenizer.to_str())
-    made.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in STAR])
-    codec = text.TextCodec(made)
-    with TemporaryDirectory() as folder:
-        ids = dict(eos_token_id=codec.added[STAR[0]])
-        path = tiny.write(Path(folder), codec=False, ids=ids, vocab_size=codec.size)
-        codec.save(path)
-        return seriatim.load(path, threads=1)
 
 
 @pytest.fixture(scope="module")
 def model():
     """Never served."""
-    return load()
+    return servers.code()
 
 
 @pytest.fixture(scope="module")
 def server():
     made = Shared(models=Models())
-    made.models.add(Served("code", load(), made.limits))
+    made.models.add(Served("code", servers.code(), made.limits))
     made.models.loading = False
     yield made
     made.stop()

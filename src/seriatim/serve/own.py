@@ -59,7 +59,7 @@ def _ids(name: str, value: Any) -> list[Any]:
 STRINGS = {"type": "array", "items": {"type": "string"}}
 WHOLES = {"type": "array", "items": {"type": "integer"}}
 
-MODEL = Field("model", Text(1024), "one of `/v1/models`", required=True)
+MODEL = Field("model", Text(), "one of `/v1/models`", required=True)
 SEED = Field(
     "seed",
     Shaped(_seed, {"type": "integer"}),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 
@@ -48,10 +49,13 @@ class Shared:
         Raises:
             Fault, Gone: as `Bodies.json` and `Table.read`.
         """
-        body = await self.bodies.json(request)
-        if self.log_bodies:
-            request.state.visit.facts["body"] = json.dumps(body)[:LONGEST]
-        given = table.read(body, strict=self.strict)
+
+        def read(body: Any) -> Given:
+            if self.log_bodies:
+                request.state.visit.facts["body"] = json.dumps(body)[:LONGEST]
+            return table.read(body, strict=self.strict)
+
+        given = await self.bodies.json(request, read)
         self.metrics.ignored(len(given.ignored))
         return given
 

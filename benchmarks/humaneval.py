@@ -133,7 +133,7 @@ def written(
 
 
 def _opened(
-    model: seriatim.Model, problem: Problem, line: bool, *, fim_order: str, **options: Any
+    model: seriatim.Model, problem: Problem, line: bool, *, fim_order: str | None, **options: Any
 ) -> Any:
     """A request under way, or None if its prompt does not fit."""
     if problem.suffix is None:
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--max-tokens", type=int, default=512)
-    parser.add_argument("--fim-order", default="psm", choices=["psm", "spm"])
+    parser.add_argument("--fim-order", choices=["psm", "spm"], help="Default: the model's.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cpu", type=int, default=Limits.cpu, help="Seconds a trial may take.")

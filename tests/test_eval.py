@@ -280,7 +280,7 @@ def test_bits_are_those_of_score(model, book, short):
     assert values[:2] == [
         (str(p), s.bits_per_unit) for p, s in zip((book, short), scores, strict=True)
     ]
-    assert values[2] == ("all", score.total(scores).bits_per_unit)
+    assert values[2] == ("all", score.Tally.of(scores).rate)
     assert [record.nats for record in report.evaluations[2].records] == [s.nats for s in scores]
     assert report.evaluations[0].error == scores[0].error
     assert {e.unit for e in report.evaluations} == {"bits per byte"}

@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -189,16 +190,16 @@ def test_a_folder_without_any_tokenizer_has_no_codec(tmp_path):
 @pytest.mark.parametrize(
     ("content", "names"),
     [
-        ("", "is not JSON"),
+        ("", "is not valid JSON"),
         ("[]", "JSON list"),
-        ("[" * 100_000, "is not JSON"),
+        ("[" * 100_000, "is nested too deeply"),
         ("{}", "incomplete"),
         ('{"codec": "byte", "version": 2, "options": {}}', "version 2"),
         ('{"codec": "byte", "version": 1, "options": {"a": 1}}', "option 'a'"),
         ('{"codec": "byte", "version": 1, "options": {}, "more": 1}', "'more'"),
         (
             '{"codec": "byte", "codec": "text", "version": 1, "options": {}}',
-            "'codec' appears twice",
+            "'codec' is given twice",
         ),
         ('{"codec": "text", "version": 1, "options": {}}', "no files"),
         ('{"codec": "text", "version": 1, "options": {"start": 1}}', "'start'"),
@@ -223,11 +224,12 @@ def test_an_unknown_codec_is_refused_with_the_nearest_name(tmp_path):
 
 @pytest.fixture
 def weather(tmp_path, monkeypatch):
-    """The codec of the documents, installed as a package registers it."""
+    """The codecs of the documents, installed as a package registers them."""
     page = (Path(__file__).parents[1] / "docs" / "codecs.md").read_text(encoding="utf-8")
-    (source,) = re.findall(r"```python file=weather.py\n(.*?)```", page, re.DOTALL)
+    sources = re.findall(r"```python file=(\w+.py)\n(.*?)```", page, re.DOTALL)
     (entry,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "weather.py").write_text(source)
+    for name, source in sources:
+        (tmp_path / name).write_text(source)
     points = tmp_path / "weather-1.0.dist-info"
     points.mkdir()
     (points / "METADATA").write_text("Metadata-Version: 2.1\nName: weather\nVersion: 1.0\n")
@@ -236,16 +238,34 @@ def weather(tmp_path, monkeypatch):
     (points / "entry_points.txt").write_text("\n".join(lines) + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield registry.get("seriatim.codecs", "weather")
-    sys.modules.pop("weather", None)
+    for name, _ in sources:
+        sys.modules.pop(name.removesuffix(".py"), None)
 
 
-def test_the_codec_of_the_documents_keeps_the_laws(weather, capsys):
+@pytest.mark.parametrize("name", ["weather", "season", "season:jump=30"])
+def test_the_codecs_of_the_documents_keep_the_laws(weather, capsys, name):
     with pytest.raises(SystemExit) as ended:
-        main(["codecs", "weather"])
+        main(["codecs", name])
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 8
     assert all(line.endswith("\tholds") for line in lines)
+
+
+def test_masks_records_and_options_of_the_documents_work(weather, tmp_path):
+    good = [" ".join(str(10 + (n + day) % 5) for day in range(30)) for n in range(20)]
+    (tmp_path / "years.txt").write_text("\n".join([*good[:10], "0 9", "x", *good[10:]]) + "\n")
+    out = seriatim.train(
+        tmp_path / "years.txt", codec="season:jump=4", size="0.01M", steps=2, context=32, batch=2,
+        out=tmp_path / "run", cache=tmp_path / "cache", report=lambda event: None,
+    )  # fmt: skip
+    refused = (out / "checkpoints" / "refused.jsonl").read_text().splitlines()
+    assert [json.loads(line)["place"] for line in refused] == ["line 11", "line 12"]
+    model = seriatim.load(out, threads=1)
+    assert model.codec.jump == 4
+    days = model.generate("12", temperature=9.0, seed=1, ignore_end=True).output
+    assert len(days) == 30
+    assert all(abs(a - b) <= 4 for a, b in pairwise([12, *days]))
 
 
 def test_a_model_is_trained_with_it_and_loaded(weather, tmp_path):

@@ -126,6 +126,7 @@ class Served:
     pool: BlockPool = field(init=False)
 
     def __post_init__(self) -> None:
+        assert not self.model.pool.total, "two caches in the same memory spoil each other"
         self.runtime = self.runtime or self.model.runtime
         self.pool = Scribbler(self.model.runtime, self.limit)
         self.vocab_size, self.context = self.model.vocab_size, self.model.context

@@ -249,15 +249,29 @@ def test_a_line_of_any_length_takes_the_memory_of_a_short_one(tmp_path, monkeypa
         file.write(b"\n>b\nMKV\n")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert found(CODEC, path) == [
-        ("line 1", "line 1: a record longer than 16,777,216 symbols"),
+        ("line 1", "line 1: a record longer than 16,777,216 bytes"),
         ("line 3", "MKV"),
     ]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150 << 10
     monkeypatch.setattr(_fasta, "LIMIT", 10)
-    path = fasta(tmp_path, ">a\nMMMMMM\nMMMMMM\n>b\nMMMMMMMMMM\n>c\nMMMMMMMMMMMM\n>d\nM\n")
+    path = fasta(tmp_path, ">a\nMMMMM\nMMMM\n>b\nMMMMMMMMM\n>c\nMMMMMMMMMMMM\n>d\nM\n")
     assert [text[:30] for _, text in found(CODEC, path)] == [
-        "line 1: a record longer than 1", "M" * 10, "line 6: a record longer than 1", "M",
+        "line 1: a record longer than 1", "M" * 9, "line 6: a record longer than 1", "M",
     ]  # fmt: skip
+
+
+def test_blanks_neither_fill_the_memory_nor_hide_what_follows_them(tmp_path):
+    path = tmp_path / "blank.fasta.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b">a\nMKV\n")
+        file.write(b"\n" * (_fasta.LIMIT + 1))
+        file.write(b">b\nMKV\n>c\n")
+        file.write(b" " * (_fasta.LIMIT + 1) + b"MKV\n")
+    too_long = "a record longer than 16,777,216 bytes"
+    first, second, third = found(CODEC, path)
+    assert first[1] == f"line 1: {too_long}"
+    assert second[1] == "MKV"
+    assert third[1].endswith(too_long)
 
 
 def test_a_file_of_several_records_is_no_prompt_and_folders_are_none(tmp_path):

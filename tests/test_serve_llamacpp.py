@@ -2,46 +2,27 @@
 
 import json
 from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
 import servers
-import tiny
-from tokenizers import AddedToken, Tokenizer
 
-import seriatim
-from seriatim.codecs import text
 from seriatim.serve.served import Models, Served
 from seriatim.serve.shared import Shared
 
-STAR = ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"]
 GAP = {"input_prefix": "def f(x):\n", "input_suffix": "\nprint(f(2))\n", "prompt": "    ret"}
-
-
-def load() -> seriatim.Model:
-    """Random weights, and a tokenizer with StarCoder's marks."""
-    made = Tokenizer.from_str(text.train(text.EXAMPLES, 300)._tokenizer.to_str())
-    made.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in STAR])
-    codec = text.TextCodec(made)
-    with TemporaryDirectory() as folder:
-        ids = dict(eos_token_id=codec.added[STAR[0]])
-        path = tiny.write(Path(folder), codec=False, ids=ids, vocab_size=codec.size)
-        codec.save(path)
-        return seriatim.load(path, threads=1)
 
 
 @pytest.fixture(scope="module")
 def model():
     """Never served."""
-    return load()
+    return servers.code()
 
 
 @pytest.fixture(scope="module")
 def server():
     made = Shared(models=Models())
-    made.models.add(Served("code", load(), made.limits))
+    made.models.add(Served("code", servers.code(), made.limits))
     made.models.loading = False
     yield made
     made.stop()
@@ -145,7 +126,7 @@ def cached(said: dict) -> int:
 def test_an_editor_asks_at_each_key_and_takes_back_what_it_asked_before(model, asks):
     """What was taken back is free at once; each prompt but the first is found in the cache."""
     shared = Shared(models=Models())
-    shared.models.add(Served("code", load(), shared.limits))
+    shared.models.add(Served("code", servers.code(), shared.limits))
     shared.models.loading = False
     served, reused = shared.models.get("code"), []
     with (

@@ -12,16 +12,16 @@ import sys
 from pathlib import Path
 from time import monotonic
 
+import hostile
 import httpx
 import openai
 import pytest
 import servers
+from hostile import HI, POST
 
 from seriatim.serve.errors import busy
 from seriatim.serve.limits import Limits
 
-HI = [{"role": "user", "content": "Hi"}]
-POST = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 LONG = {"model": "tiny", "prompt": "a", "seed": 1, "ignore_end": True, "stream": True}
 
 
@@ -45,14 +45,6 @@ def client(address):
 def model():
     """Never served."""
     return servers.load()
-
-
-def quiet(shared) -> bool:
-    """Nothing is under way, and no cache block is in use."""
-    engine = shared.models.get("tiny").engine
-    engine.check()
-    idle = not engine.busy and not shared.models.busy
-    return idle and engine.pool.available == engine.pool.limit
 
 
 # ---- OpenAI's own client ------------------------------------------------------------------------
@@ -201,7 +193,7 @@ def test_a_client_that_leaves_frees_its_cache(address, shared, stream):
         except httpx.ReadTimeout:
             assert not stream
         began = monotonic()
-        servers.until(lambda: quiet(shared))
+        servers.until(lambda: servers.quiet(shared))
         assert monotonic() - began < 2  # 250 steps more would take 5
     body = {"model": "tiny", "prompt": "a", "max_tokens": 1}
     assert httpx.post(f"{address}/v1/completions", json=body).status_code == 200
@@ -216,7 +208,7 @@ def test_a_client_that_does_not_read_is_dropped(model):
         data = json.dumps(many | {"prompt": "a" * 100}).encode()
         address.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(data) + data)
         servers.until(lambda: shared.models.busy)
-        servers.until(lambda: quiet(shared))
+        servers.until(lambda: servers.quiet(shared))
         address.close()
 
 
@@ -234,18 +226,7 @@ def test_a_head_that_does_not_arrive_is_not_waited_for():
         assert httpx.get(f"{url}/health").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"Content-Length: -1\r\n",
-        b"Content-Length: abc\r\n",
-        b"Content-Length: 1\r\nContent-Length: 2\r\n",
-        b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
-        b"X-A: " + b"a" * 1_000_000 + b"\r\n",
-        b"".join(b"X-%d: a\r\n" % i for i in range(10_000)),
-    ],
-    ids=lambda head: str(head[:30]),
-)
+@pytest.mark.parametrize("head", hostile.HEADS, ids=lambda head: str(head[:30]))
 def test_a_head_that_is_wrong_is_refused_and_its_connection_closed(address, head):
     connection = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
     connection.settimeout(servers.WAIT)
@@ -319,15 +300,8 @@ def test_what_outlasts_the_drain_ends_with_an_error():
     assert "about to end" in json.loads(last[6:])["error"]["message"]
 
 
-def command(*args: str, **how) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "seriatim", "serve", *args, "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
-    )  # fmt: skip
-
-
 def test_the_command_serves_says_where_and_ends_with_0():
-    process = command("mock:echo", "--model", "mock:script", "--api-key", "k")
+    process = servers.command("mock:echo", "--model", "mock:script", "--api-key", "k")
     line = process.stdout.readline()
     assert line.startswith("serving mock:echo, mock:script at http://127.0.0.1:")
     url = line.split()[-1]

@@ -227,6 +227,7 @@ def test_the_folder_says_what_it_is_and_holds_no_clock(book, tmp_path):
     names |= {"log.csv", "samples.jsonl", "report.md", "loss.png"}
     assert {p.name for p in outs[0].iterdir()} == names
     card = (outs[0] / "README.md").read_text()
+    assert "****" not in card, "a prompt that is empty is not set in bold"
     assert "seriatim train" in card
     assert "--store bf16" in card
     assert "bits per byte" in card
@@ -507,6 +508,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(book, tmp_path, option, valu
     with pytest.raises(RequestError, match=str(value)):
         run(book, tmp_path / "out", **({"steps": 2} | options | {option: value}))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_samples_cannot_begin_with_is_refused_before_the_first_step(book, tmp_path):
+    for prompt, names in {
+        "x" * 400: "the prompt has 401 ids and the context",
+        "\ud800": "half",
+    }.items():
+        with pytest.raises(RequestError, match=names):
+            run(book, tmp_path / "out", steps=2, prompt=prompt)
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_option_is_refused(book, tmp_path):

@@ -216,7 +216,9 @@ def test_the_command_writes_a_table_and_a_picture(run, model, tmp_path):
         (["--wild", "M" * 5000 + "B"], "position 5001 of the sequence is 'B'"),
         (["--wild", "no.fasta"], "no.fasta does not exist"),
         (["--wild", WILD, "list.txt"], "list.txt line 1: K77R is outside the wild type"),
-        (["--wild", WILD, "--out", "none/out.csv"], "no folder"),
+        (["--wild", WILD, "--out", "none/out.csv"], "--out none/out.csv cannot be written: no"),
+        (["--wild", WILD, "--picture", "none/a.png"], "--picture none/a.png cannot be written: no"),
+        (["--wild", WILD, "--picture", "a.jpg"], "a.jpg; expected a name that ends in .png"),
         (["list.txt"], "Missing option '--wild'"),
     ],
 )
@@ -237,6 +239,14 @@ def test_variants_outside_the_columns_are_counted_aloud(run, family, tmp_path):
     assert out.splitlines()[1].startswith("K2R,,,")
     assert out.splitlines()[1].endswith(",K2R")
     assert "1 of 2 variants change no column of the family and are not scored" in err
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_table(run, model, tmp_path):
+    (tmp_path / "list.txt").write_text("K2R:M1V\n")
+    words = ["variants", tmp_path / "list.txt", "--wild", WILD, "-m", model.checkpoint.path]
+    code, out, err = run(*words, "--threads", 1, "--picture", tmp_path / "map.png")
+    assert (code, "no single substitution" in err) == (2, True)
+    assert out.splitlines()[1].startswith("K2R:M1V,")
 
 
 def test_a_picture_needs_something_to_draw(model, tmp_path):

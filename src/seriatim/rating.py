@@ -84,9 +84,11 @@ def variants(
     """Log-likelihood ratios of a sequence's variants to its wild type, in nats, as CSV."""
     from seriatim.measure import variants as measure
 
-    for path in (out, picture):
+    for option, path in (("--out", out), ("--picture", picture)):
         if path is not None:
-            check_out(path)
+            check_out(path, option)
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise RequestError(f"--picture is {picture}", expected="a name that ends in .png")
     loaded = _load(model, loading)
     codec = codec_of(loaded, "a variant")
     given = typed("--wild", wild)
@@ -103,11 +105,11 @@ def variants(
     _say(loaded, model is None)
     if lost := sum(row.log_ratio is None for row in rows):
         tell(f"{lost} of {len(rows)} variants change no column of the family and are not scored")
+    _save(measure.table(rows), out)
     if picture is not None:
         from seriatim.measure import heatmap
 
         heatmap.draw(rows, sequence, picture, offset=offset, residues=measure.residues(codec))
-    _save(measure.table(rows), out)
 
 
 def _load(name: str | None, loading: dict[str, Any]) -> "Model":

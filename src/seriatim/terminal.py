@@ -145,14 +145,14 @@ def _abandon_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
 
 
-def check_out(path: Path) -> None:
+def check_out(path: Path, option: str = "--out") -> None:
     """A file that cannot be written is refused before any work."""
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         why = (
             "is a folder" if path.is_dir() else f"cannot be written: no folder {folder} to write in"
         )
-        raise FileError(f"--out {path} {why}", expected="a file in a folder that can be written")
+        raise FileError(f"{option} {path} {why}", expected="a file in a folder that can be written")
 
 
 def check_suffix(path: Path, codec: object) -> None:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from seriatim import registry
 from seriatim.codecs._base import Base, refused, words
-from seriatim.codecs._files import read_json
 from seriatim.codecs._laws import laws
+from seriatim.codecs._options import parse as parse_options
 from seriatim.codecs._watch import Watch
 from seriatim.errors import FileError, RequestError, SeriatimError
+from seriatim.files.jsonfile import read_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,7 @@ __all__ = [
     "learner",
     "load",
     "made",
+    "parse_options",
     "refused",
     "words",
 ]
@@ -301,7 +303,7 @@ def load(folder: Path) -> Codec | None:
 
 
 def _declared(path: Path) -> tuple[str, dict[str, Any]]:
-    match read_json(path):
+    match read_object(path):
         case {"codec": str(name), "version": int(version), "options": dict(options), **rest}:
             if rest:
                 raise FileError(f"{path} has the unknown key {min(rest)!r}", fix="remove it")

@@ -41,14 +41,14 @@ def _bars(
     tempos: dict[int, float],
 ) -> str:
     """Notes cut on bar lines and where the tempo changes, tied across them."""
-    lines = _bar_lines(meters, end)
+    lines = {tick: number for number, tick in enumerate(_bar_lines(meters, end))}
     cuts = sorted({*lines, *tempos})
     marks = {tick: f"[M:{a}/{b}]" for tick, a, b in meters[1:]}
     text = ""
     for start, until, letter in pieces:
         while start < until:
             if start in lines:
-                text += "|\n" if lines.index(start) % 4 == 3 else "|"
+                text += "|\n" if lines[start] % 4 == 3 else "|"
             text += marks.pop(start, "")
             text += f"[Q:1/4={tempos[start]:g}]" if start in tempos else ""
             place = bisect_right(cuts, start)

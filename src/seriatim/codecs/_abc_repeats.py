@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from seriatim.errors import RequestError
@@ -120,13 +121,14 @@ class Repeat(NamedTuple):
         return self
 
 
-def _numbers(text: str) -> set[int]:
+@lru_cache(256)  # they are asked for in each turn
+def _numbers(text: str) -> frozenset[int]:
     """Of an ending such as 1,3 or 1-3."""
     found: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
         found.update(range(int(first[:2]), int((last or first)[:2]) + 1))
-    return found
+    return frozenset(found)
 
 
 def _after_ending(events: Sequence[Any], at: int) -> int:

@@ -16,7 +16,7 @@ from seriatim.codecs._files import named
 from seriatim.errors import FileError, ResourceError
 from seriatim.files.regular import open_regular
 
-LIMIT = 1 << 24  # most symbols of a record: the longest protein known has 45,000
+LIMIT = 1 << 24  # most bytes of a record, line ends too: the longest protein known has 45,000
 LONGEST_NAME = 1 << 16  # bytes
 BLOCK = 1 << 18  # bytes of a line that is passed over
 WIDTH = 60  # symbols to a line, as most databases write them
@@ -51,9 +51,9 @@ class Entry:
 
     def add(self, line: bytes) -> None:
         """Takes a line, unless there is too much of the record."""
-        self.size += len(line)
+        self.size += len(line) + 1  # blank lines take room as well
         if self.size > LIMIT:
-            self.lines, self.fault = [], f"line {self.line}: a record longer than {LIMIT:,} symbols"
+            self.lines, self.fault = [], f"line {self.line}: a record longer than {LIMIT:,} bytes"
         elif not self.fault:
             self.lines.append(line.decode("latin-1"))
 
@@ -133,14 +133,16 @@ def _header(number: int, line: bytes) -> Entry:
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines without what is blank at their ends; of one that is too long, its beginning."""
+    """Lines without what is blank at their ends; of one that is too long, its whole beginning."""
     number = 0
     while data := file.readline(LIMIT + 1):
         number += 1
         if len(data) > LIMIT and not data.endswith(b"\n"):
             while (more := file.readline(BLOCK)) and not more.endswith(b"\n"):
                 pass
-        yield number, data.rstrip(BLANK)
+            yield number, data
+        else:
+            yield number, data.rstrip(BLANK)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seriatim.errors import FileError, SeriatimError
+from seriatim.files.jsonfile import read_object
 
 if TYPE_CHECKING:
     from seriatim.codecs import Codec
@@ -56,30 +57,6 @@ def read_text(path: Path) -> str:
         raise FileError(seen, fix="convert it to UTF-8") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileError: it is not JSON, not an object, says one key twice, or is nested too deep.
-    """
-    text = read_text(path)
-    try:
-        value = json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise FileError(f"{path} holds a JSON {type(value).__name__}", expected="a JSON object")
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
-    return found
-
-
 def write(folder: Path, codec: "Codec", options: dict[str, Any], tokenizer: str) -> None:
     """Writes codec.json, tokenizer.json and the tokenizer_config.json that makes others obey it.
 
@@ -97,7 +74,7 @@ def write(folder: Path, codec: "Codec", options: dict[str, Any], tokenizer: str)
 
 def rename(folder: Path, codec: str) -> None:
     """Lets codec.json name a codec that is made of the one whose files are there."""
-    write_json(folder / "codec.json", read_json(folder / "codec.json") | {"codec": codec})
+    write_json(folder / "codec.json", read_object(folder / "codec.json") | {"codec": codec})
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seriatim.codecs._files import read_json, read_text
+from seriatim.codecs._files import read_text
 from seriatim.errors import FileError
+from seriatim.files.jsonfile import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +35,7 @@ def tokenizer(vocabulary: Path, merges: Path) -> "Tokenizer":
 
 
 def _ids(path: Path) -> dict[str, int]:
-    ids = read_json(path)
+    ids = read_object(path)
     known = set(ids.values()) if all(type(id) is int for id in ids.values()) else set()
     if known != set(range(len(ids))):
         raise FileError(f"{path} does not number its tokens", expected=f"ids 0 to {len(ids) - 1}")

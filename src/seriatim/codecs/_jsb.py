@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from seriatim.codecs._chorale import FOUR
-from seriatim.codecs._files import read_json
 from seriatim.codecs._score import OPEN, REST, Chorale
 from seriatim.errors import FileError, SeriatimError, shown
+from seriatim.files.jsonfile import read_object
 
 
 def pieces(path: Path) -> Iterator[tuple[str, Chorale | SeriatimError]]:
@@ -22,7 +22,7 @@ def pieces(path: Path) -> Iterator[tuple[str, Chorale | SeriatimError]]:
     Raises:
         FileError: it is no such file.
     """
-    content = read_json(path)
+    content = read_object(path)
     if isinstance(content.get("frames"), list) and len(content) == 1:
         yield "", _piece(content["frames"])
         return

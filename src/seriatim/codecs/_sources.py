@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from seriatim.codecs import _gpt2, _sentencepiece
 from seriatim.codecs._checks import check
-from seriatim.codecs._files import named, read_json, read_text
+from seriatim.codecs._files import named, read_text
 from seriatim.codecs._pieces import BYTE_TOKENS
 from seriatim.codecs._scored import build
 from seriatim.errors import FileError
+from seriatim.files.jsonfile import read_object
 from seriatim.files.llama2c_vocab import read_vocab
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def parse(path: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     with named(path):
-        check(read_json(path))
+        check(read_object(path))
         try:
             return Tokenizer.from_str(read_text(path))
         except BaseException as error:  # a panic of `tokenizers` is no Exception
@@ -106,4 +107,4 @@ def _ends(folder: Path, tokenizer: "Tokenizer") -> tuple[int, ...]:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    return read_json(path) if path.exists() else {}
+    return read_object(path) if path.exists() else {}

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seriatim.codecs._files import read_json, read_text
+from seriatim.codecs._files import read_text
 from seriatim.errors import FileError, shown
+from seriatim.files.jsonfile import read_object
 
 KEY, NAMES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
@@ -23,7 +24,7 @@ def of_folder(folder: Path) -> dict[str, str]:
         return {"default": read_text(path)}
     if not (path := folder / "tokenizer_config.json").exists():
         return {}
-    match read_json(path).get("chat_template"):
+    match read_object(path).get("chat_template"):
         case None:
             return {}
         case str(text):

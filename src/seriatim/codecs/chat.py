@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from seriatim.codecs import Codec, _templates, text
-from seriatim.codecs._files import read_json, read_text, write_json
+from seriatim.codecs._files import read_text, write_json
 from seriatim.codecs._messages import (
     checked_messages,
     checked_tools,
@@ -32,6 +32,7 @@ from seriatim.codecs._messages import (
 from seriatim.codecs._traced import FINAL, GIVEN, OWN, Traced, origin
 from seriatim.codecs._wrapped import Wrapped
 from seriatim.errors import FileError, RequestError, shown
+from seriatim.files.jsonfile import read_object
 
 Message = Mapping[str, Any]
 Parts = list[str | int]  # text, and ids between
@@ -196,7 +197,7 @@ class Templates:
         else:
             named = [{"name": name, "template": text} for name, text in self.sources.items()]
             said["chat_template"] = named
-        write_json(path, (read_json(path) if path.exists() else {}) | said)
+        write_json(path, (read_object(path) if path.exists() else {}) | said)
 
     def _source(self, asked: str | Path | None, tools: bool) -> str:
         if isinstance(asked, Path):
@@ -309,7 +310,7 @@ def _marks_of_folder(folder: Path) -> dict[str, str]:
     said: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (path := folder / name).exists():
-            said |= {k: v for k, v in read_json(path).items() if v is not None}
+            said |= {k: v for k, v in read_object(path).items() if v is not None}
     marks = {}
     for name in MARKS:
         match said.get(f"{name}_token"):

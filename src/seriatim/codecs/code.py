@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from seriatim.codecs import Codec, text
 from seriatim.codecs._cuts import CUTS
-from seriatim.codecs._files import read_json, write_json
+from seriatim.codecs._files import write_json
 from seriatim.codecs._options import parse
 from seriatim.codecs._repository import Repository, Shown, comment, fitted
 from seriatim.errors import FileError, RequestError, shown
+from seriatim.files.jsonfile import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -282,7 +283,7 @@ class CodeCodec(text.TextCodec):
         """Writes codec.json and the tokenizer files that give the same ids elsewhere."""
         super().save(folder)
         if self.order != "psm":
-            said = read_json(path := folder / "codec.json")
+            said = read_object(path := folder / "codec.json")
             write_json(path, said | {"options": said["options"] | {"order": self.order}})
 
 

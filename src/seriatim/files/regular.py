@@ -7,11 +7,12 @@ from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, BinaryIO
 
 from seriatim.errors import FileError, ResourceError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _REASONS = {
     errno.ENOENT: "does not exist",
@@ -62,8 +63,10 @@ def is_file(path: Path) -> bool:
     return os.path.lexists(path) and not path.is_dir()
 
 
-def mapped(file: BinaryIO, path: Path) -> np.ndarray:
+def mapped(file: BinaryIO, path: Path) -> "np.ndarray":
     """The whole of an open file, not empty, as one read-only memory map: uint8 [bytes]."""
+    import numpy as np
+
     try:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:  # an address space limit, or a file system without maps
@@ -71,8 +74,10 @@ def mapped(file: BinaryIO, path: Path) -> np.ndarray:
     return np.frombuffer(pages, np.uint8)
 
 
-def forget(array: np.ndarray) -> None:
+def forget(array: "np.ndarray") -> None:
     """Let the mapped pages that hold an array leave memory; a later use reads them again."""
+    import numpy as np
+
     whole = array
     while isinstance(whole.base, np.ndarray):
         whole = whole.base

@@ -1,6 +1,6 @@
-"""Scores put together, and of two models beside each other."""
+"""Scores added up, and those of two models beside each other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import log, sqrt
 from pathlib import Path
 from typing import Any, Self
@@ -13,34 +13,6 @@ from seriatim.errors import RequestError, SeriatimError
 from seriatim.measure.statistics import Difference, chance, ratios_error
 from seriatim.results import Score
 from seriatim.scoring import RUN, standard_error
-
-
-def total(scores: Sequence[Score]) -> Score:
-    """One score of several sequences, as if their units stood in one; errors add in quadrature.
-
-    Raises:
-        RequestError: no scores, or scores in different units.
-    """
-    if len({score.unit for score in scores}) != 1:
-        raise RequestError(
-            f"{len(scores)} scores in units {sorted({str(s.unit) for s in scores})}",
-            expected="at least one, all in one unit",
-        )
-    nats = sum(score.nats for score in scores)
-    units = sum(score.units or 0 for score in scores)
-    errors = [(score.error, score.units or 0) for score in scores]
-    known = [(error * count) ** 2 for error, count in errors if error is not None]
-    return Score(
-        ids=[id for score in scores for id in score.ids],
-        logprobs=[x for score in scores for x in score.logprobs],
-        nats=nats,
-        units=units,
-        unit=scores[0].unit,
-        bits_per_unit=nats / log(2) / units if units else None,
-        error=sqrt(sum(known)) / units if units and len(known) == len(scores) else None,
-        unscored=sum(score.unscored for score in scores),
-        windows=sum(score.windows for score in scores),
-    )
 
 
 def objects(codec: Codec, path: Path) -> Iterator[tuple[str, Any]]:
@@ -70,7 +42,7 @@ class Tally:
         self.count = self.ids = self.units = self.unscored = self.windows = 0
         self.nats, self._squares = 0.0, np.zeros(3)
         self._known, self._errors = 0, 0.0
-        self._unit: str | None = None
+        self.unit: str | None = None
 
     def add(self, score: Score) -> Self:
         """Takes one more; itself.
@@ -78,9 +50,9 @@ class Tally:
         Raises:
             RequestError: it is in another unit.
         """
-        if self.count and score.unit != self._unit:
-            raise RequestError(f"scores in {self._unit}s and in {score.unit}s", expected="one unit")
-        self._unit, units = score.unit, score.units or 0
+        if self.count and score.unit != self.unit:
+            raise RequestError(f"scores in {self.unit}s and in {score.unit}s", expected="one unit")
+        self.unit, units = score.unit, score.units or 0
         self.count, self.ids = self.count + 1, self.ids + len(score.ids)
         self.units, self.nats = self.units + units, self.nats + score.nats
         self.unscored, self.windows = self.unscored + score.unscored, self.windows + score.windows
@@ -90,29 +62,44 @@ class Tally:
         self._squares += bits * bits, bits * units, units * units
         return self
 
+    @classmethod
+    def of(cls, scores: Iterable[Score]) -> Self:
+        """All of some."""
+        tally = cls()
+        for score in scores:
+            tally.add(score)
+        return tally
+
+    @property
+    def rate(self) -> float | None:
+        """Bits per unit, if there are units."""
+        return self.nats / log(2) / self.units if self.units else None
+
     @property
     def facts(self) -> dict[str, Any]:
         """What a score says, by name."""
-        rate = self.nats / log(2) / self.units if self.units else None
         return {
             "nats": self.nats,
             "units": self.units,
-            "unit": self._unit,
-            "bits_per_unit": rate,
-            "error": None if rate is None else self._error(rate),
+            "unit": self.unit,
+            "bits_per_unit": self.rate,
+            "error": self.error,
             "unscored": self.unscored,
             "windows": self.windows,
             "scored": self.ids,
         }
 
-    def _error(self, rate: float) -> float | None:
+    @property
+    def error(self) -> float | None:
+        """One standard error of the rate, if there is enough to tell."""
+        if (rate := self.rate) is None:
+            return None
         if self._known == self.count:
             return sqrt(self._errors) / self.units
         if self.count < 2:
             return None
-        bits, both, units = (
-            self._squares.tolist()
-        )  # sum of (bits - rate * units)^2, as `ratio_error`
+        bits, both, units = self._squares.tolist()
+        # The sum of (bits - rate * units)^2, as `ratio_error` has it.
         off = max(bits - 2 * rate * both + rate * rate * units, 0.0)
         return sqrt(off * self.count / (self.count - 1)) / self.units
 
@@ -131,13 +118,13 @@ def difference(first: Sequence[Score], second: Sequence[Score], codec: Codec) ->
     Raises:
         RequestError: the units differ, or nothing was scored.
     """
-    one, other = total(first), total(second)
-    if one.unit != other.unit or one.bits_per_unit is None or other.bits_per_unit is None:
+    one, other = Tally.of(first), Tally.of(second)
+    if one.unit != other.unit or one.rate is None or other.rate is None:
         raise RequestError(
             f"the models count {one.units} {one.unit}s and {other.units} {other.unit}s",
             expected="both some, of one unit",
         )
-    value = one.bits_per_unit - other.bits_per_unit
+    value = one.rate - other.rate
     pairs = [_paired_error(a, b, codec) for a, b in zip(first, second, strict=True)]
     known = [error * (a.units or 0) for error, a in zip(pairs, first, strict=True) if error]
     if None not in pairs:

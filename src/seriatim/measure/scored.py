@@ -12,7 +12,6 @@ from seriatim.measure.fitting import Prompt
 from seriatim.measure.tasks import Choice, Task
 from seriatim.requesting import codec_of
 from seriatim.results import Score
-from seriatim.scoring import ratio_error
 
 
 def text(model: Model, task: Task) -> Ready:
@@ -34,19 +33,16 @@ def text(model: Model, task: Task) -> Ready:
 
 
 def _bits(name: str, scores: list[Score], names: list[str]) -> Evaluation:
-    whole = score.total(scores)
-    if whole.bits_per_unit is None:
+    whole = score.Tally.of(scores)
+    if whole.rate is None:
         raise RequestError(f"{name} has no {whole.unit} to score", expected="at least one")
-    error = whole.error
-    if error is None and len(scores) > 1:  # files too short to have an error are draws themselves
-        error = ratio_error(*score.sums(scores))
     nats = zip(names, (s.nats for s in scores), strict=True)
     return Evaluation(
         name=name,
         measure=f"bits per {whole.unit}",
         unit=f"bits per {whole.unit}",
-        value=whole.bits_per_unit,
-        error=error,
+        value=whole.rate,
+        error=whole.error,
         items=len(scores),
         how=f"{whole.units} {whole.unit}s, {whole.windows} windows, {whole.unscored} ids unscored",
         records=[Record(each, None, None, None, None, of_it) for each, of_it in nats],

@@ -1,4 +1,4 @@
-"""A prompt that comes as a file: its bytes in base64, read as the model's codec reads files."""
+"""An object that comes as a file: its bytes in base64, read as the model's codec reads files."""
 
 import re
 from base64 import b64decode
@@ -37,25 +37,34 @@ def file(name: str, value: dict[str, Any]) -> File:
     raise RequestError(f"{name} is {shown(value)}", expected=expected)
 
 
+def raw(served: Served, name: str, given: File) -> Any:
+    """The object in a file. For a worker.
+
+    Raises:
+        RequestError: the codec reads no such file; or there is none.
+    """
+    codec = requesting.codec_of(served.model, "a file")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}{given.suffix}"
+        path.write_bytes(given.data)
+        try:
+            return codec.read(path)
+        except (FileError, RequestError) as error:  # it may name the path
+            seen = error.seen.replace(str(path), "the file")
+            raise RequestError(f"{name}: {seen}", expected=error.expected) from error
+
+
 def ids(served: Served, given: File) -> list[int]:
     """The prompt's ids. For a worker.
 
     Raises:
-        RequestError: the codec reads no such file; or there is none.
+        RequestError: as `raw`.
         Fault: a text that fills the context.
     """
-    codec = requesting.codec_of(served.model, "a file")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / f"prompt{given.suffix}"
-        path.write_bytes(given.data)
-        try:
-            raw = codec.read(path)
-        except (FileError, RequestError) as error:  # it may name the path
-            seen = error.seen.replace(str(path), "the file")
-            raise RequestError(f"prompt: {seen}", expected=error.expected) from error
-    if isinstance(raw, str):
-        served.check_text(raw)
-    return requesting.prompt_ids(served.model, raw)
+    found = raw(served, "prompt", given)
+    if isinstance(found, str):
+        served.check_prompt(found)
+    return requesting.prompt_ids(served.model, found)
 
 
 def _bytes(name: str, data: str) -> bytes:

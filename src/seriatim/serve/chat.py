@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_hex
 from time import time
 from typing import Any
@@ -252,16 +253,20 @@ def _options(given: Given) -> dict[str, Any]:
 async def _whole(shared: Shared, served: Served, given: Given, request: Request) -> dict[str, Any]:
     async with _open(shared, served, given, request) as talk:
         results = await talk.answer.results()
+        choices = [
+            await talk.answer.run(partial(_choice, talk, index, result))
+            for index, result in enumerate(results)
+        ]
         return {
             **talk.head("chat.completion"),
-            "choices": [_choice(talk, index, result) for index, result in enumerate(results)],
+            "choices": choices,
             "usage": openai.usage(results, len(results)),
             "seriatim": own.account(given),
         }
 
 
 def _choice(talk: Talk, index: int, result: Result) -> dict[str, Any]:
-    """A choice, whole: what the chunks of a stream add up to."""
+    """A choice, whole: what the chunks of a stream add up to. For a worker."""
     draws = talk.answer.streams[index].request.draws
     whole = heard(talk.turn, talk.calling, result.text)
     thought, said, calls = whole.thought, whole.said, whole.calls

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from secrets import token_hex
 from time import time
@@ -25,7 +26,7 @@ from seriatim.serve import attached, openai, own, tracing
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.attached import File
 from seriatim.serve.errors import Fault, refused
-from seriatim.serve.fields import Field, Flag, Given, Shaped, Table, Text, Whole
+from seriatim.serve.fields import Field, Flag, Given, Only, Shaped, Table, Text, Whole
 from seriatim.serve.responses import event, respond
 from seriatim.serve.routes import Route
 from seriatim.serve.served import Asked, Served
@@ -57,6 +58,15 @@ def _ids(name: str, value: list[Any]) -> list[int]:
     return value
 
 
+def _part(name: str, value: Any) -> str | File:
+    """An object in part: text, or a file."""
+    if isinstance(value, dict):
+        return attached.file(name, value)
+    if isinstance(value, str):
+        return value
+    raise RequestError(f"{name} is {shown(value)}", expected="text, or a file")
+
+
 def _types(name: str, value: Any) -> list[str]:
     if len(own.texts(name, value)) > MOST_TYPES:
         raise RequestError(f"{name} has {len(value)} types", expected=f"at most {MOST_TYPES}")
@@ -77,6 +87,10 @@ TABLE = Table(
         Field("logprobs", Whole(0, 5), "so many alternatives of each id, and its own"),
         Field("best_of", Whole(1, 128), "must equal `n`"),
         *own.OWN,
+        Field("until", Only(("line", "block", "braces")),
+              "a piece of code ends there: `line`, `block` or `braces`", "until"),
+        Field("given", Shaped(_part, {"anyOf": [{"type": "string"}, {"type": "object"}]}),
+              "an object in part, as text or a file: the rest is generated"),
         openai.RETURN_IDS,
         own.TRACE,
         Field("render", Shaped(_types, own.STRINGS),
@@ -191,6 +205,8 @@ async def _open(
     async with answering(shared, served, count, TABLE.names, request) as answer:
         ids, extras = await answer.run(lambda: _encoded(served, given, prompts))
         options = _options(given) | {"tenant": request.state.tenant}
+        if (part := given.get("given")) is not None:
+            options["given"] = await answer.run(lambda: _object(served, part))
         generate = options.get("max_tokens") != 0
         if not generate:
             del options["max_tokens"]
@@ -209,15 +225,15 @@ def _encoded(
     if not prompts:
         raise RequestError("prompt is an empty list", expected="at least one prompt")
     for prompt in prompts:
-        if isinstance(prompt, str):
-            served.check_text(prompt)
+        if not isinstance(prompt, File):
+            served.check_prompt(prompt)
     if isinstance(prompts[0], File):
         if "suffix" in given.values:
             raise RequestError("suffix is given with a file", expected="a prompt of text")
         return [attached.ids(served, prompts[0])], NOTHING
     if (suffix := given.get("suffix")) is None:
         return _numbered(served, prompts), NOTHING
-    served.check_text(suffix)
+    served.check_prompt(suffix)
     gaps = [infilling.infill(served.model, None, prompt, suffix, None) for prompt in prompts]
     return [gap[0] for gap in gaps if gap], next((gap[1] for gap in gaps if gap), NOTHING)
 
@@ -227,6 +243,11 @@ def _numbered(served: Served, prompts: Sequence[str | list[int]]) -> list[list[i
         return requesting.numbered(served.model, prompts)
     except RequestError as error:  # of a codec, which knows no fields
         raise refused(error, frozenset()).of("prompt") from error
+
+
+def _object(served: Served, part: str | File) -> Any:
+    """What is given in part. For a worker."""
+    return attached.raw(served, "given", part) if isinstance(part, File) else part
 
 
 def _options(given: Given) -> dict[str, Any]:
@@ -241,7 +262,8 @@ async def _whole(shared: Shared, served: Served, given: Given, request: Request)
     async with _open(shared, served, given, request) as made:
         results = await made.answer.results()
         choices = [
-            _choice(made, index, result) | await made.rendered(result)
+            await made.answer.run(partial(_choice, made, index, result))
+            | await made.rendered(result)
             for index, result in enumerate(results)
         ]
         return {
@@ -253,9 +275,10 @@ async def _whole(shared: Shared, served: Served, given: Given, request: Request)
 
 
 def _choice(made: Completion, index: int, result: Result) -> dict[str, Any]:
-    """A choice, whole: what the chunks of a stream add up to."""
+    """A choice, whole: what the chunks of a stream add up to. For a worker."""
     reading = Reading(made, index)
-    parts = [*reading.first(), reading.next(Piece(result.text, result.ids))]
+    first = [reading.first()] if reading.owes else []
+    parts = [*first, reading.next(Piece(result.text, result.ids))]
     logprobs = [part["logprobs"] for part in parts]
     return {
         "index": index,
@@ -278,13 +301,16 @@ class Reading:
         self._made, self._index = made, index
         self._ids, self._letters, self._begun = 0, 0, False
 
-    def first(self) -> list[dict[str, Any]]:
-        """The prompt, before all else, if it was asked for."""
-        begun, self._begun = self._begun, True
-        if begun or not self._made.given.get("echo"):
-            return []
+    @property
+    def owes(self) -> bool:
+        """Whether the prompt comes before all else, and has not come."""
+        return bool(self._made.given.get("echo")) and not self._begun
+
+    def first(self) -> dict[str, Any]:
+        """The prompt. For a worker: it may be long."""
+        self._begun = True
         text, draws = self._made.echo(self._index), self._made.prompt_draws(self._index)
-        return [self._part(text, draws, [])]
+        return self._part(text, draws, [])
 
     def next(self, piece: Piece) -> dict[str, Any]:
         """What a piece adds."""
@@ -315,13 +341,14 @@ async def _frames(
         head = made.head | {"seriatim": own.account(given)}  # said once
         async with aclosing(made.answer.follow()) as steps:
             async for index, what in steps:
-                for part in readings[index].first():
-                    yield event(head | {"choices": [part]})
+                reading = readings[index]
+                if reading.owes:
+                    yield event(head | {"choices": [await made.answer.run(reading.first)]})
                 if isinstance(what, Result):
-                    results[index], part = what, readings[index].last(what)
+                    results[index], part = what, reading.last(what)
                     part |= await made.rendered(what)
                 else:
-                    part = readings[index].next(what)
+                    part = reading.next(what)
                 yield event(head | {"choices": [part]})
                 head = made.head
         for frame in openai.last(given, made.head, results, made.samples):

@@ -37,7 +37,7 @@ def _prompt(name: str, value: Any) -> str | list[int]:
     raise RequestError(f"{name} is {shown(value)}", expected="text or ids")
 
 
-MODEL = Field("model", Text(1024), "one of `/v1/models`; default: the first")
+MODEL = Field("model", Text(), "one of `/v1/models`; default: the first")
 SAMPLING = (
     MODEL,
     Field("n_predict", Whole(-1), "an upper bound; -1 is what the context holds"),
@@ -75,7 +75,7 @@ INFILL = Table(
 TOKENIZE = Table(
     (
         MODEL,
-        Field("content", Text(), "a text", required=True),
+        Field("content", Text(1 << 18), "a text of at most 2^18 characters", required=True),
         Field("add_special", Flag(), "with the model's start id"),
         Field("with_pieces", Flag(), "each id with its text"),
         Field("parse_special", Ignored(), "special-looking text is plain text"),
@@ -93,14 +93,15 @@ async def tokenize(shared: Shared, request: Request) -> Response:
     """The ids of a text."""
     given, served = await _read(shared, request, TOKENIZE)
 
-    def ids() -> list[int]:
+    def tokens() -> list[Any]:
         model, text = served.model, given.get("content")
-        return model.prompt_ids(text) if given.get("add_special") else model.encode(text)
+        found = model.prompt_ids(text) if given.get("add_special") else model.encode(text)
+        if not given.get("with_pieces"):
+            return found
+        return [{"id": id, "piece": served.spelling.text(id)} for id in found]
 
     async with answering(shared, served, 1, TOKENIZE.names, request) as answer:
-        found = await answer.run(ids)
-    pieces = [{"id": id, "piece": served.spelling.text(id)} for id in found]
-    return Json({"tokens": pieces if given.get("with_pieces") else found})
+        return Json({"tokens": await answer.run(tokens)})
 
 
 async def detokenize(shared: Shared, request: Request) -> Response:
@@ -141,16 +142,16 @@ async def infill(shared: Shared, request: Request) -> Response:
 
 def _ids_of_prompt(served: Served, given: Given) -> tuple[list[int], Extras]:
     prompt = given.get("prompt", "")
-    if isinstance(prompt, str):
-        served.check_text(prompt)
+    served.check_prompt(prompt)
     return requesting.prompt_ids(served.model, prompt), NOTHING
 
 
 def _ids_of_gap(served: Served, given: Given) -> tuple[list[int], Extras]:
     prefix, suffix = given.get("input_prefix", ""), given.get("input_suffix", "")
-    served.check_text(prefix + suffix)
+    begun = given.get("prompt", "")
+    served.check_prompt(prefix + suffix + begun)
     ids, extras = infilling.infill(served.model, None, prefix, suffix, None) or ([], NOTHING)
-    return [*ids, *served.model.encode(given.get("prompt", ""))], extras
+    return [*ids, *served.model.encode(begun)], extras
 
 
 async def _read(shared: Shared, request: Request, table: Table) -> tuple[Given, Served]:
@@ -237,7 +238,9 @@ async def _whole(
 ) -> dict[str, Any]:
     async with _open(shared, served, given, request, prompt) as made:
         (result,) = await made.answer.results()
-        return made.whole(result.text, result) | made.probabilities(0, len(result.ids))
+        return await made.answer.run(
+            lambda: made.whole(result.text, result) | made.probabilities(0, len(result.ids))
+        )
 
 
 async def _frames(

@@ -13,6 +13,7 @@ from seriatim.serve.responses import event
 from seriatim.serve.spelling import Spelling
 
 DONE = "data: [DONE]\n\n"
+MOST_BIASES = 10_000  # beyond them, what is meant is allowed_ids or banned_ids
 UNLIKELY = -9999.0  # what their API says for minus infinity
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
          429: "rate_limit_error"}  # fmt: skip
@@ -37,6 +38,8 @@ def failed(fault: Fault) -> str:
 def _bias(name: str, value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise RequestError(f"{name} is {shown(value)}", expected="a number for each id")
+    if len(value) > MOST_BIASES:
+        raise RequestError(f"{name} has {len(value)} ids", expected=f"at most {MOST_BIASES}")
     within = Real(-100, 100)
     return {_id(name, key): within.check(f"{name}[{shown(key)}]", b) for key, b in value.items()}
 
@@ -71,7 +74,8 @@ SAMPLING = (
     Field("top_p", Real(0, 1, above=True), "", "top_p", 1.0),
     Field("presence_penalty", Real(-2, 2), "", "presence_penalty", 0),
     Field("frequency_penalty", Real(-2, 2), "", "frequency_penalty", 0),
-    Field("logit_bias", Shaped(_bias, BIAS), "by id, -100 to 100", "logit_bias"),
+    Field("logit_bias", Shaped(_bias, BIAS),
+          f"by id, -100 to 100; at most {MOST_BIASES:,}", "logit_bias"),
     SEED,
     Field("stop", Shaped(stops, {"anyOf": [STOP, STOPS]}),
           f"at most {MOST_STOPS} of {LONGEST_STOP} characters; the text ends before it"),

@@ -62,7 +62,7 @@ STOPS = {"type": "array", "items": STOP, "maxItems": MOST_STOPS}
 IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 SCHEMA = {"type": ["object", "string"]}  # also as its JSON text
 
-MODEL = Field("model", Text(1024), "one of `/v1/models`", required=True)
+MODEL = Field("model", Text(), "one of `/v1/models`", required=True)
 SEED = Field(
     "seed",
     Shaped(_seed, {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}),

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
@@ -54,10 +54,14 @@ class Shared:
         Raises:
             Fault, Gone: as `Bodies.json` and `Table.read`.
         """
-        body, visit = await self.bodies.json(request), request.state.visit
-        if self.log_bodies:
-            visit.facts["body"] = json.dumps(body)[:LONGEST]
-        visit.given = given = table.read(body, strict=self.strict)
+        visit = request.state.visit
+
+        def read(body: Any) -> Given:
+            if self.log_bodies:
+                visit.facts["body"] = json.dumps(body)[:LONGEST]
+            return table.read(body, strict=self.strict)
+
+        visit.given = given = await self.bodies.json(request, read)
         self.metrics.ignored(len(given.ignored))
         return given
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from seriatim import scoring
-from seriatim.codecs import Codec
+from seriatim.codecs import Codec, Lawful
+from seriatim.errors import RequestError
 from seriatim.train.report import Score
 from seriatim.train.shards import learned, read
 
@@ -102,15 +103,38 @@ def sample(
     seed: int,
     count: int,
     temperature: float = 0.8,
-    ends: Sequence[int],
+    codec: Codec,
 ) -> list[int]:
-    """Up to `count` ids that follow `prompt`; each recomputes all before it, so keep it short."""
+    """Up to `count` ids that follow `prompt` and that `codec` allows there, without an end id.
+
+    Each recomputes all before it, so keep it short.
+    """
     draw = np.random.Generator(np.random.PCG64(seed))
-    ids = list(prompt)
+    ids: list[int] = []
     for _ in range(count):
-        last = logits(torch.tensor([ids]))[-1].double().cpu().numpy() / temperature
+        last = logits(torch.tensor([[*prompt, *ids]]))[-1].double().cpu().numpy() / temperature
+        if isinstance(codec, Lawful):
+            last[~_allowed(codec.legal(ids, after=prompt), len(last))] = -np.inf
         ids.append(int(np.argmax(last + draw.gumbel(size=last.shape))))
-        if ids[-1] in ends:
-            ids.pop()
-            break
-    return ids[len(prompt) :]
+        if ids[-1] in codec.ends:
+            return ids[:-1]
+    return ids
+
+
+def _allowed(words: np.ndarray, size: int) -> np.ndarray:
+    """bool [id] of a codec's mask."""
+    bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")[:size]
+    return np.pad(bits, (0, size - len(bits))).astype(bool)
+
+
+def opening(prompt: str | None, codec: Codec, *, context: int) -> list[int]:
+    """The ids that samples begin with: of a text, or where a document begins.
+
+    Raises:
+        RequestError: the codec refuses the text, or it leaves no room in the context.
+    """
+    ids = [*codec.start] if prompt is None else codec.prompt(prompt)
+    if len(ids) >= context:
+        seen = f"the prompt has {len(ids)} ids and the context is {context}"
+        raise RequestError(seen, expected=f"at most {context - 1}", fix="shorten it")
+    return ids or [0]  # whatever stands first, where nothing must

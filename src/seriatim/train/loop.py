@@ -19,9 +19,10 @@ from seriatim.train import data as sources
 from seriatim.train.averaging import Average
 from seriatim.train.checkpoint import published
 from seriatim.train.claim import claimed
+from seriatim.train.evaluate import opening
 from seriatim.train.forecast import forecast
 from seriatim.train.logs import Logs
-from seriatim.train.memory import forget_peak, keep_freed_memory, peak_bytes
+from seriatim.train.memory import forget_peak, give_back, keep_freed_memory, peak_bytes
 from seriatim.train.model import Model
 from seriatim.train.optim import Optimizer, rate_share
 from seriatim.train.options import Options, asked, documented
@@ -97,6 +98,7 @@ def _train(
     parts = world.prepared(prepare, codec=start.codec)
     tokens = parts.codec
     numbers, spec = start.numbers(tokens.size), start.spec(tokens.size)
+    before = opening(o.prompt, tokens, context=spec.context)
     if reader:
         parts = conversations.fitting(parts, numbers.context, say)
     task = aim.objective(replace(o, context=numbers.context, batch=numbers.batch), tokens)
@@ -197,6 +199,7 @@ def _train(
             say(Progress(done, o.steps, nats, norm, share, (done - first) * per_step / busy, left))
             ended = world.sums(interrupt.asked)[0] > 0  # on any rank
             if done % every == 0 or done == o.steps or ended:
+                give_back()
                 state.save(done, layout.own, kept, batches, bad, say, keep=o.keep)
             if ended:
                 world.first(partial(tell, measured=taken(done), score=None))
@@ -206,8 +209,9 @@ def _train(
                 with average.applied(), world.turn(layout.whole()) as whole:
                     if whole:
                         say(whole.score(held, tokens, step=done, most=GLIMPSE))
-                        text = whole.continued(o.prompt, tokens, seed=o.seed)
+                        text = whole.continued(before, tokens, seed=o.seed)
                         say(Sample(done, (o.prompt or "") + text))
+                give_back()  # what a save or a score left between the arrays of a step
 
     took = taken(o.steps)
 
@@ -220,7 +224,7 @@ def _train(
     model.round(o.store)
     score = model.score(held, tokens, step=o.steps)
     say(score)
-    samples = [model.continued(o.prompt, tokens, seed=s, count=150) for s in range(SAMPLES)]
+    samples = [model.continued(before, tokens, seed=s, count=150) for s in range(SAMPLES)]
     with published(folder) as place:
         start.write(place, model, tokens)
         card.write_card(

@@ -26,7 +26,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back() -> None:
-    """Return what is free now to the system, so that what is in use can be told."""
+    """Return what is free now to the system: no more in use, nor in the way of other sizes."""
     if trim := _of_the_allocator("malloc_trim"):
         trim(0)
 

@@ -131,12 +131,10 @@ class Model:
         context = self.spec.context
         return evaluate.score(self.logits, documents, codec, context=context, step=step, most=most)
 
-    def continued(self, prompt: str | None, codec: Codec, *, seed: int, count: int = 60) -> str:
-        """What the model says after `prompt`, or where a document begins."""
-        before = list(codec.start) if prompt is None else codec.prompt(prompt)
-        before = before or [0]  # whatever stands first, where nothing must
+    def continued(self, before: Sequence[int], codec: Codec, *, seed: int, count: int = 60) -> str:
+        """What the model says after the ids `before`."""
         count = min(count, self.spec.context - len(before))
-        ids = evaluate.sample(self.logits, before, seed=seed, count=count, ends=codec.ends)
+        ids = evaluate.sample(self.logits, before, seed=seed, count=count, codec=codec)
         return codec.render(codec.decode(ids, after=before))["text/plain"]
 
     def merge(self) -> None:

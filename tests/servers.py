@@ -5,18 +5,23 @@ A plain module for tests.
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Event, Thread
 from time import monotonic, sleep
 from typing import Any
 
 import httpx
 import tiny
+from tokenizers import AddedToken, Tokenizer
 
 import seriatim
+from seriatim import codecs
+from seriatim.codecs import text
 from seriatim.codecs.chat import Templates
 from seriatim.serve import mock
 from seriatim.serve.app import make
@@ -25,15 +30,43 @@ from seriatim.serve.served import Models, Served
 from seriatim.serve.server import Server, bind, url
 from seriatim.serve.shared import Shared
 
-WAIT = 20  # seconds until a test gives up; none waits that long
+WAIT = 60  # seconds until a test gives up; none waits that long
 BASE = "http://127.0.0.1"
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+STAR = ("<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>")
 
 
 def load() -> seriatim.Model:
     """The tiny model, of its own: bytes, a context of 256, random weights."""
     with TemporaryDirectory() as folder:
         return seriatim.load(tiny.write(Path(folder)), threads=1)
+
+
+def code() -> seriatim.Model:
+    """Random weights, and a tokenizer with StarCoder's marks: it fills gaps."""
+    with TemporaryDirectory() as folder:
+        return seriatim.load(write_code(Path(folder)), threads=1)
+
+
+def write_code(folder: Path) -> Path:
+    """The same as a folder."""
+    made = Tokenizer.from_str(text.train(text.EXAMPLES, 300)._tokenizer.to_str())
+    made.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in STAR])
+    codec = text.TextCodec(made)
+    ids = dict(eos_token_id=codec.added[STAR[0]])
+    path = tiny.write(folder, codec=False, ids=ids, vocab_size=codec.size)
+    codec.save(path)
+    return path
+
+
+def of_codec(folder: Path, name: str) -> seriatim.Model:
+    """A tiny model of random weights whose ids a codec has."""
+    codec = codecs.made(name)
+    assert codec is not None
+    ids = dict(bos_token_id=codec.start[0], eos_token_id=codec.ends[0])
+    tiny.write(folder, codec=False, ids=ids, vocab_size=codec.size)
+    codec.save(folder)
+    return seriatim.load(folder, threads=1)
 
 
 def shared(model: seriatim.Model, *, any_model: bool = False, limits=None, **how: Any) -> Shared:
@@ -75,7 +108,7 @@ async def _ask(client: httpx.AsyncClient, path: str, body: Any, **how: Any) -> h
 def events(response: httpx.Response) -> list[Any]:
     """The objects of a stream, which must end as the protocol says."""
     assert response.status_code == 200, response.text
-    frames = response.text.split("\n\n")
+    frames = [frame for frame in response.text.split("\n\n") if frame != ": ping"]
     assert frames[-2:] == ["data: [DONE]", ""]
     assert all(frame.startswith("data: ") for frame in frames[:-1])
     return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
@@ -107,6 +140,23 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 @contextmanager
+def held(model: seriatim.Model) -> Iterator[Event]:
+    """No step ends before the event."""
+    step, go = model.runtime.step, Event()
+
+    def waits(batch):
+        assert go.wait(WAIT)
+        return step(batch)
+
+    model.runtime.step = waits
+    try:
+        yield go
+    finally:
+        go.set()
+        model.runtime.step = step
+
+
+@contextmanager
 def slow(model: seriatim.Model, seconds: float = 0.005) -> Iterator[None]:
     """Each step takes so long at least."""
     step = model.runtime.step
@@ -120,3 +170,19 @@ def slow(model: seriatim.Model, seconds: float = 0.005) -> Iterator[None]:
         yield
     finally:
         model.runtime.step = step
+
+
+def command(*words: str, port: int = 0, **how: Any) -> subprocess.Popen[str]:
+    """`seriatim serve`, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "seriatim", "serve", *words, "--port", str(port)],
+        stdout=subprocess.PIPE, stderr=how.pop("stderr", subprocess.PIPE), text=True, **how,
+    )  # fmt: skip
+
+
+def quiet(shared: Shared, name: str = "tiny") -> bool:
+    """Nothing is under way, and no cache block is in use."""
+    engine = shared.models.get(name).engine
+    engine.check()
+    idle = not engine.busy and not shared.models.busy
+    return idle and engine.pool.available == engine.pool.limit

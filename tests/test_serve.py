@@ -6,18 +6,15 @@ import re
 import threading
 from pathlib import Path
 
+import hostile
 import pytest
 import servers
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hostile import CHAT, COMPLETIONS, HI
 
 from seriatim.serve import chat, completions
 from seriatim.serve.app import ROUTES
 from seriatim.serve.door import OPEN
 from seriatim.serve.limits import Limits
-
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-HI = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
@@ -203,56 +200,16 @@ def test_a_strict_server_refuses_unknown_fields_with_the_nearest_name():
     shared.stop()
 
 
-BOTH = {
-    "temperature": [-0.1, 2.1, "hot", True, [1]],
-    "top_p": [0, 1.0001, -1],
-    "top_k": [-2, 1.5],
-    "min_p": [2],
-    "presence_penalty": [-2.1, 3],
-    "n": [0, 129, 10**6, "2", 1.0],
-    "seed": [2**63, -(2**63) - 1, 1.5, "1"],
-    "stop": ["", [""], [1], [["a"]], ["a"] * 17, "x" * 257, {}],
-    "logit_bias": [{"abc": 1}, {"-1": 1}, {"1": 101}, {"01": 1}, {"999": 1}, [1]],
-    "max_tokens": [-1, 1.5, "10", True],
-    "stream": ["yes", 1],
-    "stream_options": [{"include_usage": True}, []],
-    "regex": [1, "[", "(?=a)"],
-    "json_schema": [{"type": "hiccup"}, {"type": 123}, {"$ref": "http://x/y"}],
-    "min_tokens": [13, -1],
-    "allowed_ids": [[], [-1], "a", [999]],
-    "model": [None, 1, []],
-}
-ONE = {
-    COMPLETIONS: {
-        "prompt": [{"a": 1}, [1, "a"], [[["a"]]], [-1], [257], [1.0], [True], 7, [[1], [2.5]]],
-        "logprobs": [6, -1, True],
-        "best_of": [2],
-        "suffix": [1, "x"],
-    },
-    CHAT: {
-        "messages": [
-            None, "hi", [], [{}], [1], [{"role": 1, "content": "a"}],
-            [{"role": "alien", "content": "a"}], [{"role": "user", "content": 123}],
-            [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
-        ],
-        "top_logprobs": [21, 5],
-        "response_format": [{"type": "xml"}, {}, {"type": "json_schema"}],
-        "tools": [[]],
-        "max_tokens": [0],
-    },
-}  # fmt: skip
 WRONG = [
-    pytest.param(path, name, value, id=f"{path.split('/')[-2:]}-{name}-{str(value)[:20]}")
-    for path, own in ONE.items()
-    for name, values in (BOTH | own).items()
-    for value in values
+    pytest.param(*row, id=f"{row[0].split('/')[-2:]}-{row[1]}-{str(row[2])[:20]}")
+    for row in hostile.wrong()
 ]
 
 
 @pytest.mark.parametrize("path, name, value", WRONG)
 def test_a_wrong_field_is_refused_by_its_name(server, path, name, value):
-    least = {"prompt": "a"} if path == COMPLETIONS else {"messages": HI}
-    response = servers.ask(server, path, told(**least) | {name: value})
+    body = hostile.told(path, max_tokens=12) | {name: value}
+    response = servers.ask(server, path, body)
     said = response.json()["error"]
     assert response.status_code == 400, response.text
     assert said["type"] == "invalid_request_error" and name in said["message"] + str(said["param"])
@@ -291,20 +248,12 @@ def test_the_documented_table_is_the_one_that_parses(route):
 
 # ---- bodies -------------------------------------------------------------------------------------
 
-BODIES = {
-    b"": 400, b"null": 400, b"[]": 400, b'"str"': 400, b"{": 400, b"\xff": 400, b"[" * 100_000: 400,
-    b'{"model":"tiny","model":"tiny"}': 400, b'{"temperature":NaN}': 400,
-    b'{"n":' + b"1" * 5000 + b"}": 400, b'{"prompt":' + b"[" * 70 + b"]" * 70 + b"}": 400,
-    b'{"model":"\\ud800"}': 404, b'{"model":"tiny","prompt":"\\ud800"}': 400,
-    b'{"model":"tiny","prompt":"\\u0000","max_tokens":1}': 200,
-}  # fmt: skip
 
-
-@pytest.mark.parametrize("data", BODIES, ids=lambda data: str(data[:24]))
+@pytest.mark.parametrize("data", hostile.BODIES, ids=lambda data: str(data[:24]))
 def test_a_body_is_json_or_refused(server, data):
     how = {"content": data, "headers": {"content-type": "application/json"}}
     response = servers.ask(server, COMPLETIONS, **how)
-    assert response.status_code == BODIES[data], response.text
+    assert response.status_code == hostile.BODIES[data], response.text
     assert response.content.isascii()
 
 
@@ -329,27 +278,6 @@ def test_a_body_beyond_the_limit_is_not_read():
     assert len(read) < 20
     assert servers.ask(shared, COMPLETIONS, told(prompt="a" * 1000)).status_code == 413
     shared.stop()
-
-
-NAMES = sorted(completions.TABLE.names | chat.TABLE.names)
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=6,
-)
-
-
-@settings(max_examples=60)
-@given(st.sampled_from([COMPLETIONS, CHAT]), st.dictionaries(st.sampled_from(NAMES), VALUES))
-def test_no_body_makes_the_server_fail(server, path, body):
-    base = {"model": "tiny", "prompt": "a", "messages": HI, "max_tokens": 2}
-    response = servers.ask(server, path, base | body)
-    assert response.status_code < 500, response.text
-    assert not server.models.busy and used(server) == 0
 
 
 # ---- who may ask --------------------------------------------------------------------------------

@@ -1,23 +1,27 @@
 """The server at a real port: people's own clients, clients that leave, and how it ends."""
 
+import asyncio
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from time import monotonic
 
+import hostile
 import httpx
 import openai
 import pytest
 import servers
+from hostile import HI, POST
 
+from seriatim.serve.errors import busy
 from seriatim.serve.limits import Limits
 
-HI = [{"role": "user", "content": "Hi"}]
-POST = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 LONG = {"model": "tiny", "prompt": "a", "seed": 1, "ignore_end": True, "stream": True}
 
 
@@ -41,14 +45,6 @@ def client(address):
 def model():
     """Never served."""
     return servers.load()
-
-
-def quiet(shared) -> bool:
-    """Nothing is under way, and no cache block is in use."""
-    engine = shared.models.get("tiny").engine
-    engine.check()
-    idle = not engine.busy and not shared.models.busy
-    return idle and engine.pool.available == engine.pool.limit
 
 
 # ---- OpenAI's own client ------------------------------------------------------------------------
@@ -106,14 +102,78 @@ def test_its_errors(client):
     assert next(iter(client.models.list())).id == "tiny"
 
 
-def test_it_retries_when_the_server_is_busy(address, shared):
-    gate = shared.models.get("tiny").gate
+def test_its_retries_are_answered_once_there_is_room(address, shared, monkeypatch):
+    gate, refused = shared.models.get("tiny").gate, []
+    enter = gate.enter
+
+    def full_at_first(count):
+        if len(refused) < 2:
+            refused.append(count)
+            raise busy("full")
+        enter(count)
+
+    monkeypatch.setattr(gate, "enter", full_at_first)
     patient = openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=2)
-    asked, gate.inside = gate.inside, gate.most
-    with pytest.raises(openai.RateLimitError):
-        patient.with_options(max_retries=0).completions.create(model="tiny", prompt="a")
-    gate.inside = asked
-    assert patient.completions.create(model="tiny", prompt="a", max_tokens=1).choices
+    how = dict(model="tiny", prompt="a", max_tokens=1)
+    assert patient.completions.create(**how).choices and len(refused) == 2
+    refused.clear()
+    with pytest.raises(openai.RateLimitError) as caught:
+        patient.with_options(max_retries=1).completions.create(**how)
+    assert caught.value.code == "busy" and int(caught.value.response.headers["retry-after"]) >= 1
+    refused.clear()
+    with pytest.raises(openai.RateLimitError):  # a stream is told before it begins
+        patient.with_options(max_retries=0).completions.create(**how, stream=True)
+
+
+def test_its_raw_responses(client):
+    how = dict(model="mock:echo", messages=HI)
+    raw = client.chat.completions.with_raw_response.create(**how, extra_body={"vendor": 1})
+    assert raw.headers["x-seriatim-ignored"] == "vendor"
+    assert raw.headers["x-request-id"] == raw.parse()._request_id
+    assert raw.parse().choices[0].message.content == "Hi"
+    with client.chat.completions.with_streaming_response.create(**how, stream=True) as raw:
+        assert raw.headers["content-type"] == "text/event-stream; charset=utf-8"
+        lines = [line for line in raw.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+
+
+def test_its_async_client_in_company(address, model):
+    async def main():
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="any") as client:
+            return await asyncio.gather(*(said(client, i, i % 2 == 0) for i in range(8)))
+
+    async def said(client, seed, stream):
+        how = dict(model="tiny", prompt="a", max_tokens=8, seed=seed)
+        if not stream:
+            return (await client.completions.create(**how)).choices[0].text
+        chunks = await client.completions.create(**how, stream=True)
+        return "".join([chunk.choices[0].text async for chunk in chunks])
+
+    alone = [model.generate("a", max_tokens=8, seed=seed).text for seed in range(8)]
+    assert asyncio.run(main()) == alone
+
+
+def test_its_parsed_tools():
+    from pydantic import BaseModel
+
+    class Pick(BaseModel):
+        much: bool
+
+    shared = servers.shared(servers.load())
+    tiny = shared.models.get("tiny").model
+    calls = servers.TEMPLATE + "{# tools <tool_call> #}"
+    tiny.templates = servers.Templates({"default": calls}, tiny.codec, {})
+    with servers.running(shared) as (url, _):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+        how = dict(model="tiny", messages=HI, seed=1, max_tokens=150, parallel_tool_calls=False)
+        how |= dict(tools=[openai.pydantic_function_tool(Pick)], tool_choice="required")
+        (call,) = client.chat.completions.parse(**how).choices[0].message.tool_calls
+        with client.chat.completions.stream(**how) as stream:
+            kinds = {event.type for event in stream}
+            (streamed,) = stream.get_final_completion().choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Pick)
+    assert streamed.function.parsed_arguments == call.function.parsed_arguments
+    assert "tool_calls.function.arguments.done" in kinds
 
 
 # ---- clients that leave, or do not read ---------------------------------------------------------
@@ -133,7 +193,7 @@ def test_a_client_that_leaves_frees_its_cache(address, shared, stream):
         except httpx.ReadTimeout:
             assert not stream
         began = monotonic()
-        servers.until(lambda: quiet(shared))
+        servers.until(lambda: servers.quiet(shared))
         assert monotonic() - began < 2  # 250 steps more would take 5
     body = {"model": "tiny", "prompt": "a", "max_tokens": 1}
     assert httpx.post(f"{address}/v1/completions", json=body).status_code == 200
@@ -148,7 +208,7 @@ def test_a_client_that_does_not_read_is_dropped(model):
         data = json.dumps(many | {"prompt": "a" * 100}).encode()
         address.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(data) + data)
         servers.until(lambda: shared.models.busy)
-        servers.until(lambda: quiet(shared))
+        servers.until(lambda: servers.quiet(shared))
         address.close()
 
 
@@ -166,18 +226,7 @@ def test_a_head_that_does_not_arrive_is_not_waited_for():
         assert httpx.get(f"{url}/health").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"Content-Length: -1\r\n",
-        b"Content-Length: abc\r\n",
-        b"Content-Length: 1\r\nContent-Length: 2\r\n",
-        b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
-        b"X-A: " + b"a" * 1_000_000 + b"\r\n",
-        b"".join(b"X-%d: a\r\n" % i for i in range(10_000)),
-    ],
-    ids=lambda head: str(head[:30]),
-)
+@pytest.mark.parametrize("head", hostile.HEADS, ids=lambda head: str(head[:30]))
 def test_a_head_that_is_wrong_is_refused_and_its_connection_closed(address, head):
     connection = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
     connection.settimeout(servers.WAIT)
@@ -251,15 +300,8 @@ def test_what_outlasts_the_drain_ends_with_an_error():
     assert "about to end" in json.loads(last[6:])["error"]["message"]
 
 
-def command(*args: str, **how) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "seriatim", "serve", *args, "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
-    )  # fmt: skip
-
-
 def test_the_command_serves_says_where_and_ends_with_0():
-    process = command("mock:echo", "--model", "mock:script", "--api-key", "k")
+    process = servers.command("mock:echo", "--model", "mock:script", "--api-key", "k")
     line = process.stdout.readline()
     assert line.startswith("serving mock:echo, mock:script at http://127.0.0.1:")
     url = line.split()[-1]
@@ -287,3 +329,14 @@ def test_the_command_refuses_in_one_line():
             )  # fmt: skip
             assert (ran.returncode, ran.stdout) == (code, ""), ran.stderr
             assert words in ran.stderr and len(ran.stderr.splitlines()) == 1
+
+
+def test_the_pages_examples_are_a_program_that_runs():
+    page = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf-8")
+    program = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    said = ran.stdout.splitlines()
+    assert (ran.returncode, said[-1]) == (0, "0"), ran.stderr
+    assert sum("Say this." in line for line in said) == 3

@@ -3,7 +3,7 @@
 One line, always: the command line prints `str(error)` and exits with `error.exit_code`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 
@@ -70,6 +70,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"nearest of {len(known)}: {', '.join(get_close_matches(name, known, 10, cutoff=0.0))}"
 
 
+def _begun(value: object, room: Iterator[int]) -> object:
+    """As much of JSON as its first characters need: the `repr` of 16 MB would take a second."""
+    if type(value) is str:
+        return value[:80]
+    if type(value) is list:
+        return [_begun(item, room) for item, _ in zip(value, room, strict=False)]
+    if type(value) is dict:
+        pairs = zip(value.items(), room, strict=False)
+        return {_begun(key, room): _begun(item, room) for (key, item), _ in pairs}
+    return value
+
+
 def shown(value: object) -> str:
     """A value as a message shows it: its `repr`, cut to 80 characters.
 
@@ -78,6 +90,6 @@ def shown(value: object) -> str:
         ("'hot'", 'an int that cannot be shown')
     """
     try:
-        return f"{value!r:.80}"
+        return f"{_begun(value, iter(range(80)))!r:.80}"
     except Exception:  # an int of over 4300 digits, or an object that does not want to be seen
         return f"an {type(value).__name__} that cannot be shown"

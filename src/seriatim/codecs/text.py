@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 END = "<|end|>"  # starts and ends a text in the vocabularies that are trained here
 
+LONG = 1 << 14  # characters: 15 ms, in which `tokenizers` would let no other thread run
+
 # GPT-4's way to cut text before merging, as Llama 3 spells it: no token spans a word's border, and
 # digits go by threes.
 SPLIT = (
@@ -138,7 +140,7 @@ class TextCodec:
             if not isinstance(part, int) and not (self._lossless and _is_whole(part)):
                 self.encode(part)  # refuses what cannot be expressed
         text = "".join(names[part] if isinstance(part, int) else part for part in parts)
-        return [ids.get(id, id) for id in tokenizer.encode(text, add_special_tokens=False).ids]
+        return [ids.get(id, id) for id in _encoded(tokenizer, text)]
 
     def prompt(self, raw: str, /) -> list[int]:
         """`start` and the ids of `raw`."""
@@ -241,7 +243,7 @@ class TextCodec:
         return b"".join(self._rule.text(part) for part, _ in splitter.pre_tokenize_str(text))
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return _encoded(self._tokenizer, text)
 
     def _keeps(self, text: str) -> bool:
         return self.decode(self._ids(text)) == self.canonical(text)
@@ -357,6 +359,13 @@ def _leading(tokenizer: "Tokenizer") -> tuple[int, ...]:
     """The ids that the post-processor puts in front."""
     framed = tokenizer.encode("a")
     return tuple(framed.ids[: [*framed.special_tokens_mask, 0].index(0)])
+
+
+def _encoded(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """The ids of a text; while a long one is encoded, other threads run."""
+    if len(text) < LONG:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 def _is_whole(raw: Any) -> bool:

@@ -63,7 +63,7 @@ def ids(served: Served, given: File) -> list[int]:
     """
     found = raw(served, "prompt", given)
     if isinstance(found, str):
-        served.check_text(found)
+        served.check_prompt(found)
     return requesting.prompt_ids(served.model, found)
 
 

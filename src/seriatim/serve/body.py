@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -13,7 +13,9 @@ from seriatim.files.jsonfile import distinct
 from seriatim.serve.errors import Fault, Gone, busy
 from seriatim.serve.limits import Limits, Workers, check_depth
 
-LARGE = 1 << 16  # bytes beyond which a body is parsed off the event loop
+T = TypeVar("T")
+
+LARGE = 1 << 16  # bytes beyond which a body is read off the event loop
 
 
 class Bodies:
@@ -21,17 +23,17 @@ class Bodies:
 
     Args:
         limits: of one body, of all, of time.
-        workers: parse what is large.
+        workers: read what is large.
     """
 
     def __init__(self, limits: Limits, workers: Workers) -> None:
         self._limits, self._workers, self._held = limits, workers, 0
 
-    async def json(self, request: Request) -> Any:
-        """The body as JSON.
+    async def json(self, request: Request, made: Callable[[Any], T]) -> T:
+        """What is made of the body, which is JSON. If it is large, a worker does it.
 
         Raises:
-            Fault: 400, 408, 413, 415 or 429.
+            Fault: 400, 408, 413, 415 or 429; and what `made` raises.
             Gone: the client left.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -41,8 +43,8 @@ class Bodies:
         with self._counted() as parts:
             data = await self._read(request, parts)
             if len(data) > LARGE:
-                return await self._workers.run(lambda: parsed(data, self._limits.depth))
-            return parsed(data, self._limits.depth)
+                return await self._workers.run(lambda: made(parsed(data, self._limits)))
+            return made(parsed(data, self._limits))
 
     async def _read(self, request: Request, parts: list[bytes]) -> bytes:
         most = self._limits.body
@@ -77,19 +79,21 @@ class Bodies:
             self._held -= sum(map(len, parts))
 
 
-def parsed(data: bytes, depth: int) -> Any:
-    """JSON: no NaN, no key twice, not too deep, and UTF-8.
+def parsed(data: bytes, limits: Limits) -> Any:
+    """JSON: no NaN, no key twice, not too deep, not too many values, and UTF-8.
 
     Raises:
         Fault: 400.
     """
+    if (commas := data.count(b",")) > limits.values:  # the parser lets no other thread run
+        raise Fault(400, f"the body has {commas} commas; expected at most {limits.values} values")
     try:
         value = json.loads(data.decode(), object_pairs_hook=distinct, parse_constant=_no_number)
     except RecursionError:
-        raise Fault(400, f"the body is nested deeper than {depth}") from None
+        raise Fault(400, f"the body is nested deeper than {limits.depth}") from None
     except ValueError as error:  # JSON's, UTF-8's, of a number of 4300 digits
         raise Fault(400, f"the body is not JSON: {error!s:.200}") from None
-    check_depth(value, depth)
+    check_depth(value, limits.depth)
     return value
 
 

@@ -99,7 +99,7 @@ def turn(
     """
     offered = wanted.tools if wanted else None
     reading = tools.calling(served.model.templates, served.template, offered) if offered else None
-    served.check_text("".join(m["content"] for m in messages if type(m.get("content")) is str))
+    served.check_prompt("".join(map(_said, messages)))
     marks = reading.format.marks if reading else ()
     made = chatting.turn(served.model, messages, served.template, tools=offered, marks=marks, **how)
     if not (wanted and reading and wanted.constrained):
@@ -107,6 +107,14 @@ def turn(
     _check(reading, options)
     guide = _guide(served, made, reading, wanted)
     return replace(made, extras=replace(made.extras, guides=[*made.extras.guides, guide])), reading
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """The text of a message, as far as it is text."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = (part.get("text") for part in parts if isinstance(part, dict))
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _check(reading: Calling, options: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_hex
 from time import time
 from typing import Any
@@ -99,7 +100,7 @@ OBJECT = {"type": "object"}
 TABLE = Table(
     (
         own.MODEL,
-        Field("messages", Shaped(_messages, {"type": "array", "items": OBJECT}),
+        Field("messages", Shaped(_messages, {"type": "array", "items": OBJECT, "minItems": 1}),
               "`developer` is `system`; a content is text, or parts of text", required=True),
         Field("max_completion_tokens", Whole(1), "an upper bound", "max_tokens",
               "until the context is full"),
@@ -118,12 +119,12 @@ TABLE = Table(
         own.TRACE,
         Field("tools", Shaped(tools.functions, {"type": "array", "items": OBJECT}),
               "functions, shown by the template; with `strict` arguments are by their schema"),
-        Field("tool_choice", Shaped(_choice_of_tool),
+        Field("tool_choice", Shaped(_choice_of_tool, openai.CHOICE),
               "`none`: they are not shown; `auto`; `required`, or one by its name: a call comes"),
         Field("parallel_tool_calls", Flag(), "false: one call at most"),
         Field("functions", Refused(), ""),
         Field("function_call", Refused(), ""),
-        Field("modalities", Shaped(lambda n, v: Only((["text"],)).check(n, v)), '`["text"]`'),
+        Field("modalities", Only((["text"],)), '`["text"]`'),
         Field("audio", Refused(), ""),
         Field("prediction", Refused("speculate guesses from the conversation"), ""),
         Field("web_search_options", Refused(), ""),
@@ -187,12 +188,7 @@ async def chat(shared: Shared, request: Request) -> Response:
     _check(given)
     served = shared.models.get(given.get("model"))
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, request),
-        frames=lambda: _frames(shared, served, given, request),
-        failed=openai.failed,
+        shared, served, given, request, whole=_whole, frames=_frames, failed=openai.failed
     )
 
 
@@ -257,16 +253,20 @@ def _options(given: Given) -> dict[str, Any]:
 async def _whole(shared: Shared, served: Served, given: Given, request: Request) -> dict[str, Any]:
     async with _open(shared, served, given, request) as talk:
         results = await talk.answer.results()
+        choices = [
+            await talk.answer.run(partial(_choice, talk, index, result))
+            for index, result in enumerate(results)
+        ]
         return {
             **talk.head("chat.completion"),
-            "choices": [_choice(talk, index, result) for index, result in enumerate(results)],
+            "choices": choices,
             "usage": openai.usage(results, len(results)),
             "seriatim": own.account(given),
         }
 
 
 def _choice(talk: Talk, index: int, result: Result) -> dict[str, Any]:
-    """A choice, whole: what the chunks of a stream add up to."""
+    """A choice, whole: what the chunks of a stream add up to. For a worker."""
     draws = talk.answer.streams[index].request.draws
     whole = heard(talk.turn, talk.calling, result.text)
     thought, said, calls = whole.thought, whole.said, whole.calls

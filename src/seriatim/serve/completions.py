@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from secrets import token_hex
 from time import time
@@ -24,7 +25,7 @@ from seriatim.results import Piece, Result
 from seriatim.serve import attached, openai, own, tracing
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.attached import File
-from seriatim.serve.errors import Fault
+from seriatim.serve.errors import Fault, refused
 from seriatim.serve.fields import Field, Flag, Given, Only, Shaped, Table, Text, Whole
 from seriatim.serve.responses import event, respond
 from seriatim.serve.routes import Route
@@ -191,12 +192,7 @@ async def completions(shared: Shared, request: Request) -> Response:
         raise Fault(400, f"best_of is {best}; expected n, or leave it out", param="best_of")
     served = shared.models.get(given.get("model"))
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, request),
-        frames=lambda: _frames(shared, served, given, request),
-        failed=openai.failed,
+        shared, served, given, request, whole=_whole, frames=_frames, failed=openai.failed
     )
 
 
@@ -229,17 +225,24 @@ def _encoded(
     if not prompts:
         raise RequestError("prompt is an empty list", expected="at least one prompt")
     for prompt in prompts:
-        if isinstance(prompt, str):
-            served.check_text(prompt)
+        if not isinstance(prompt, File):
+            served.check_prompt(prompt)
     if isinstance(prompts[0], File):
         if "suffix" in given.values:
             raise RequestError("suffix is given with a file", expected="a prompt of text")
         return [attached.ids(served, prompts[0])], NOTHING
     if (suffix := given.get("suffix")) is None:
-        return requesting.numbered(served.model, prompts), NOTHING
-    served.check_text(suffix)
+        return _numbered(served, prompts), NOTHING
+    served.check_prompt(suffix)
     gaps = [infilling.infill(served.model, None, prompt, suffix, None) for prompt in prompts]
     return [gap[0] for gap in gaps if gap], next((gap[1] for gap in gaps if gap), NOTHING)
+
+
+def _numbered(served: Served, prompts: Sequence[Prompt]) -> list[list[int]]:
+    try:
+        return requesting.numbered(served.model, prompts)
+    except RequestError as error:  # of a codec, which knows no fields
+        raise refused(error, frozenset()).of("prompt") from error
 
 
 def _object(served: Served, part: str | File) -> Any:
@@ -259,7 +262,8 @@ async def _whole(shared: Shared, served: Served, given: Given, request: Request)
     async with _open(shared, served, given, request) as made:
         results = await made.answer.results()
         choices = [
-            _choice(made, index, result) | await made.rendered(result)
+            await made.answer.run(partial(_choice, made, index, result))
+            | await made.rendered(result)
             for index, result in enumerate(results)
         ]
         return {
@@ -271,9 +275,10 @@ async def _whole(shared: Shared, served: Served, given: Given, request: Request)
 
 
 def _choice(made: Completion, index: int, result: Result) -> dict[str, Any]:
-    """A choice, whole: what the chunks of a stream add up to."""
+    """A choice, whole: what the chunks of a stream add up to. For a worker."""
     reading = Reading(made, index)
-    parts = [*reading.first(), reading.next(Piece(result.text, result.ids))]
+    first = [reading.first()] if reading.owes else []
+    parts = [*first, reading.next(Piece(result.text, result.ids))]
     logprobs = [part["logprobs"] for part in parts]
     return {
         "index": index,
@@ -296,13 +301,16 @@ class Reading:
         self._made, self._index = made, index
         self._ids, self._letters, self._begun = 0, 0, False
 
-    def first(self) -> list[dict[str, Any]]:
-        """The prompt, before all else, if it was asked for."""
-        begun, self._begun = self._begun, True
-        if begun or not self._made.given.get("echo"):
-            return []
+    @property
+    def owes(self) -> bool:
+        """Whether the prompt comes before all else, and has not come."""
+        return bool(self._made.given.get("echo")) and not self._begun
+
+    def first(self) -> dict[str, Any]:
+        """The prompt. For a worker: it may be long."""
+        self._begun = True
         text, draws = self._made.echo(self._index), self._made.prompt_draws(self._index)
-        return [self._part(text, draws, [])]
+        return self._part(text, draws, [])
 
     def next(self, piece: Piece) -> dict[str, Any]:
         """What a piece adds."""
@@ -333,13 +341,14 @@ async def _frames(
         head = made.head | {"seriatim": own.account(given)}  # said once
         async with aclosing(made.answer.follow()) as steps:
             async for index, what in steps:
-                for part in readings[index].first():
-                    yield event(head | {"choices": [part]})
+                reading = readings[index]
+                if reading.owes:
+                    yield event(head | {"choices": [await made.answer.run(reading.first)]})
                 if isinstance(what, Result):
-                    results[index], part = what, readings[index].last(what)
+                    results[index], part = what, reading.last(what)
                     part |= await made.rendered(what)
                 else:
-                    part = readings[index].next(what)
+                    part = reading.next(what)
                 yield event(head | {"choices": [part]})
                 head = made.head
         for frame in openai.last(given, made.head, results, made.samples):

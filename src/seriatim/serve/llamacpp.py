@@ -9,6 +9,7 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -36,7 +37,7 @@ def _prompt(name: str, value: Any) -> str | list[int]:
     raise RequestError(f"{name} is {shown(value)}", expected="text or ids")
 
 
-MODEL = Field("model", Text(1024), "one of `/v1/models`; default: the first")
+MODEL = Field("model", Text(), "one of `/v1/models`; default: the first")
 SAMPLING = (
     MODEL,
     Field("n_predict", Whole(-1), "an upper bound; -1 is what the context holds"),
@@ -46,7 +47,7 @@ SAMPLING = (
     Field("frequency_penalty", Real(-100, 100), "", "frequency_penalty", 0),
     Field("repeat_penalty", Real(1e-6, 1e6), "of all ids so far", "repetition_penalty"),
     Field("seed", Whole(-1, 2**64 - 1), "-1 draws one"),
-    Field("stop", Shaped(own.stops, own.STRINGS), "the text ends before them"),
+    Field("stop", Shaped(own.stops, {"anyOf": [own.STOP, own.STOPS]}), "the text ends before them"),
     Field("n_probs", Whole(0, 20), "so many alternatives of each id"),
     Field("stream", Flag(), "server-sent events"),
     *(field for field in own.OWN if field.name != "repetition_penalty"),
@@ -74,14 +75,14 @@ INFILL = Table(
 TOKENIZE = Table(
     (
         MODEL,
-        Field("content", Text(), "a text", required=True),
+        Field("content", Text(1 << 18), "a text of at most 2^18 characters", required=True),
         Field("add_special", Flag(), "with the model's start id"),
         Field("with_pieces", Flag(), "each id with its text"),
         Field("parse_special", Ignored(), "special-looking text is plain text"),
     )
 )
 DETOKENIZE = Table(
-    (MODEL, Field("tokens", Shaped(lambda name, value: value, own.WHOLES), "ids", required=True))
+    (MODEL, Field("tokens", Shaped(lambda name, value: value, own.IDS), "ids", required=True))
 )
 
 
@@ -92,14 +93,15 @@ async def tokenize(shared: Shared, request: Request) -> Response:
     """The ids of a text."""
     given, served = await _read(shared, request, TOKENIZE)
 
-    def ids() -> list[int]:
+    def tokens() -> list[Any]:
         model, text = served.model, given.get("content")
-        return model.prompt_ids(text) if given.get("add_special") else model.encode(text)
+        found = model.prompt_ids(text) if given.get("add_special") else model.encode(text)
+        if not given.get("with_pieces"):
+            return found
+        return [{"id": id, "piece": served.spelling.text(id)} for id in found]
 
     async with answering(shared, served, 1, TOKENIZE.names, request) as answer:
-        found = await answer.run(ids)
-    pieces = [{"id": id, "piece": served.spelling.text(id)} for id in found]
-    return Json({"tokens": pieces if given.get("with_pieces") else found})
+        return Json({"tokens": await answer.run(tokens)})
 
 
 async def detokenize(shared: Shared, request: Request) -> Response:
@@ -140,16 +142,16 @@ async def infill(shared: Shared, request: Request) -> Response:
 
 def _ids_of_prompt(served: Served, given: Given) -> tuple[list[int], Extras]:
     prompt = given.get("prompt", "")
-    if isinstance(prompt, str):
-        served.check_text(prompt)
+    served.check_prompt(prompt)
     return requesting.prompt_ids(served.model, prompt), NOTHING
 
 
 def _ids_of_gap(served: Served, given: Given) -> tuple[list[int], Extras]:
     prefix, suffix = given.get("input_prefix", ""), given.get("input_suffix", "")
-    served.check_text(prefix + suffix)
+    begun = given.get("prompt", "")
+    served.check_prompt(prefix + suffix + begun)
     ids, extras = infilling.infill(served.model, None, prefix, suffix, None) or ([], NOTHING)
-    return [*ids, *served.model.encode(given.get("prompt", ""))], extras
+    return [*ids, *served.model.encode(begun)], extras
 
 
 async def _read(shared: Shared, request: Request, table: Table) -> tuple[Given, Served]:
@@ -159,13 +161,9 @@ async def _read(shared: Shared, request: Request, table: Table) -> tuple[Given, 
 
 async def _said(shared: Shared, request: Request, table: Table, prompt: Prompt) -> Response:
     given, served = await _read(shared, request, table)
+    whole, frames = partial(_whole, prompt=prompt), partial(_frames, prompt=prompt)
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, prompt, request),
-        frames=lambda: _frames(shared, served, given, prompt, request),
-        failed=openai.failed,
+        shared, served, given, request, whole=whole, frames=frames, failed=openai.failed
     )
 
 
@@ -215,7 +213,7 @@ class Completion:
 
 @asynccontextmanager
 async def _open(
-    shared: Shared, served: Served, given: Given, prompt: Prompt, request: Request
+    shared: Shared, served: Served, given: Given, request: Request, prompt: Prompt
 ) -> AsyncIterator[Completion]:
     names = given.table.names
     async with answering(shared, served, 1, names, request) as answer:
@@ -236,18 +234,20 @@ def _options(given: Given, request: Request) -> tuple[dict[str, Any], bool]:
 
 
 async def _whole(
-    shared: Shared, served: Served, given: Given, prompt: Prompt, request: Request
+    shared: Shared, served: Served, given: Given, request: Request, prompt: Prompt
 ) -> dict[str, Any]:
-    async with _open(shared, served, given, prompt, request) as made:
+    async with _open(shared, served, given, request, prompt) as made:
         (result,) = await made.answer.results()
-        return made.whole(result.text, result) | made.probabilities(0, len(result.ids))
+        return await made.answer.run(
+            lambda: made.whole(result.text, result) | made.probabilities(0, len(result.ids))
+        )
 
 
 async def _frames(
-    shared: Shared, served: Served, given: Given, prompt: Prompt, request: Request
+    shared: Shared, served: Served, given: Given, request: Request, prompt: Prompt
 ) -> AsyncGenerator[str, None]:
     """A chunk for each piece, and the end."""
-    async with _open(shared, served, given, prompt, request) as made:
+    async with _open(shared, served, given, request, prompt) as made:
         count = 0
         async with aclosing(made.answer.follow()) as steps:
             async for _, what in steps:

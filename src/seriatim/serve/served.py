@@ -96,14 +96,18 @@ class Served:
         """What clients are told once its engine has."""
         return unavailable(f"the engine of {self.name} has stopped")
 
-    def check_text(self, text: str) -> None:
-        """Refuse a text that cannot but fill the context, before it is tokenised.
+    def check_prompt(self, prompt: str | Sequence[int]) -> None:
+        """Refuse a text or ids that cannot but fill the context, before each is looked at.
 
         Raises:
             Fault: 400, `context_length_exceeded`.
         """
+        if not isinstance(prompt, str):
+            if len(prompt) > self.model.context:
+                raise too_long(str(len(prompt)), self.model.context)
+            return
         longest = 4 * self.spelling.longest  # normalising may take characters away
-        if longest and (least := len(text) // longest) > self.model.context:
+        if longest and (least := len(prompt) // longest) > self.model.context:
             raise too_long(f"at least {least}", self.model.context)
 
     def end(self, why: SeriatimError) -> None:

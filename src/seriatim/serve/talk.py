@@ -1,5 +1,9 @@
 """Anthropic's messages as templates take them: blocks become texts, calls and what tools said."""
 
+from collections.abc import Sequence
+from functools import reduce
+from itertools import chain, groupby
+from operator import itemgetter, or_
 from typing import Any
 
 from seriatim.errors import RequestError, shown
@@ -17,12 +21,13 @@ def messages(name: str, value: Any) -> list[Message]:
     """
     if not isinstance(value, list) or not value:
         raise RequestError(f"{name} is {shown(value)}", expected="a list of messages")
+    spread = chain.from_iterable(
+        _spread(f"{name}[{place}]", message) for place, message in enumerate(value)
+    )
     made: list[Message] = []
-    for place, message in enumerate(value):
-        for one in _spread(f"{name}[{place}]", message):
-            if made and made[-1]["role"] == one["role"] != "tool":
-                one = _joined(made.pop(), one)
-            made.append(one)
+    for role, neighbours in groupby(spread, itemgetter("role")):
+        some = [*neighbours]
+        made += some if role == "tool" else [_joined(some)]
     _check_results(name, made)
     return made
 
@@ -91,10 +96,11 @@ def _result(name: str, block: Message) -> Message:
     raise RequestError(f"{name} is {shown(block)}", expected='{"tool_use_id": ..., "content": ...}')
 
 
-def _joined(one: Message, other: Message) -> Message:
-    texts = [m["content"] for m in (one, other) if m["content"] is not None]
-    calls = [*one.get("tool_calls", ()), *other.get("tool_calls", ())]
-    made = one | other | {"content": "\n".join(texts) if texts else None}
+def _joined(some: Sequence[Message]) -> Message:
+    """Neighbours of one role as one."""
+    texts = [m["content"] for m in some if m["content"] is not None]
+    calls = [call for m in some for call in m.get("tool_calls", ())]
+    made = reduce(or_, some) | {"content": "\n".join(texts) if texts else None}
     return made | ({"tool_calls": calls} if calls else {})
 
 

@@ -42,16 +42,6 @@ def load() -> seriatim.Model:
         return seriatim.load(tiny.write(Path(folder)), threads=1)
 
 
-def of_codec(folder: Path, name: str) -> seriatim.Model:
-    """A tiny model of random weights whose ids a codec has."""
-    codec = codecs.made(name)
-    assert codec is not None
-    ids = dict(bos_token_id=codec.start[0], eos_token_id=codec.ends[0])
-    tiny.write(folder, codec=False, ids=ids, vocab_size=codec.size)
-    codec.save(folder)
-    return seriatim.load(folder, threads=1)
-
-
 def code() -> seriatim.Model:
     """Random weights, and a tokenizer with StarCoder's marks: it fills gaps."""
     with TemporaryDirectory() as folder:
@@ -67,6 +57,16 @@ def write_code(folder: Path) -> Path:
     path = tiny.write(folder, codec=False, ids=ids, vocab_size=codec.size)
     codec.save(path)
     return path
+
+
+def of_codec(folder: Path, name: str) -> seriatim.Model:
+    """A tiny model of random weights whose ids a codec has."""
+    codec = codecs.made(name)
+    assert codec is not None
+    ids = dict(bos_token_id=codec.start[0], eos_token_id=codec.ends[0])
+    tiny.write(folder, codec=False, ids=ids, vocab_size=codec.size)
+    codec.save(folder)
+    return seriatim.load(folder, threads=1)
 
 
 def shared(model: seriatim.Model, *, any_model: bool = False, limits=None, **how: Any) -> Shared:

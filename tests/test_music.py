@@ -442,6 +442,8 @@ def test_chord_symbols_sound_on_a_track_of_their_own():
         ("X:1\nP:A99A99\nK:C\nP:A\n" + "C" * 1000, "more than 131,072"),
         ("X:1\nK:C\n[CE", "column 1"),
         ("X:1\nK:C\nC" + "> " * 20, "> stands behind no note"),
+        ("X:1\nK:C\nC>>>>D", "the broken rhythm '>>>>'; expected at most >>>"),
+        ("X:1\nK:C\n(3C(3DEF", r"the tuplet \(3 within another"),
         ("X:1\nK:C\nC/9999991", "the length"),
         ("C D\nK:C\n", "stands before the key"),
     ],

@@ -246,8 +246,8 @@ class Tune:
     def _tuplet(self, text: str) -> None:
         told = [int(part) if part else 0 for part in text[1:].split(":")]
         count, time, notes = (*told, 0, 0, 0)[:3]
-        if not count:
-            self._fail(f"the tuplet {text}")
+        if not count or self.tuplet[0]:
+            self._fail(f"the tuplet {text}" + " within another" * bool(count))
         compound = self.meter[1] == 8 and self.meter[0] % 3 == 0
         time = time or _TUPLETS.get(count) or (3 if compound else 2)
         self.tuplet = notes or count, Fraction(time, count)
@@ -255,7 +255,9 @@ class Tune:
     def _broken(self, text: str) -> None:
         if self.last < 0:
             self._fail(f"{text} stands behind no note")
-        short = Fraction(1, 2 ** min(len(text), 8))
+        if len(text) > 3:
+            self._fail(f"the broken rhythm {shown(text)}", "at most >>> or <<<")
+        short = Fraction(1, 2 ** len(text))
         first, second = (2 - short, short) if text[0] == ">" else (short, 2 - short)
         before = self.events[self.last]
         self.events[self.last] = Sound(before.pitches, before.length * first, before.tied)

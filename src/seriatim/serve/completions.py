@@ -238,7 +238,7 @@ def _encoded(
     return [gap[0] for gap in gaps if gap], next((gap[1] for gap in gaps if gap), NOTHING)
 
 
-def _numbered(served: Served, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+def _numbered(served: Served, prompts: Sequence[Prompt]) -> list[list[int]]:
     try:
         return requesting.numbered(served.model, prompts)
     except RequestError as error:  # of a codec, which knows no fields

@@ -26,6 +26,8 @@ CALL = '<tool_call>{"name": "more", "arguments": {"a": 1}}</tool_call>'
 @pytest.fixture(scope="module")
 def address():
     """Tiny models and the mocks, which may be asked for by any name."""
+    if not FOLDER:
+        pytest.skip("needs SERIATIM_CLIENTS, the folder of their environments")
     shared = servers.shared(servers.load(), any_model=True)
     for name in ("tiny", "mock:echo"):
         model = shared.models.get(name).model
@@ -43,8 +45,8 @@ def address():
 def ran(client: str, *args: str, **variables: str) -> str:
     """What a client's Python prints; nothing of ours is in its path."""
     python = Path(FOLDER) / client / "bin" / "python"
-    if not FOLDER or not python.is_file():
-        pytest.skip(f"needs SERIATIM_CLIENTS, a folder with an environment of {client}")
+    if not python.is_file():
+        pytest.skip(f"SERIATIM_CLIENTS has no environment of {client}")
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [python, *args], capture_output=True, text=True, timeout=PATIENCE, env=kept | variables

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 import pytest
 import servers
 import small
-from test_serve_llamacpp import load as load_code
 
 import seriatim
 from seriatim.serve.served import Served
@@ -32,7 +31,7 @@ def address():
         model = shared.models.get(name).model
         model.templates = servers.Templates({"default": CALLS}, model.codec, {})
     shared.models.add(Served("text", small.load("text"), shared.limits))
-    shared.models.add(Served("code", load_code(), shared.limits))
+    shared.models.add(Served("code", servers.code(), shared.limits))
     with TemporaryDirectory() as folder:
         protein = servers.of_codec(Path(folder), "protein")
     shared.models.add(Served("protein", protein, shared.limits))

@@ -8,43 +8,42 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import hostile
 import servers
-import test_serve
 import test_serve_messages
 import test_serve_responses
 
 import seriatim
+from seriatim.serve.served import Served
 
-LEAST = {test_serve.COMPLETIONS: {"prompt": "a"}, test_serve.CHAT: {"messages": test_serve.HI}}
 
-
-def bodies() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every one that is wrong, of each protocol."""
-    for row in test_serve.WRONG:
-        path, name, value = row.values
-        yield path, test_serve.told(**LEAST[path]) | {name: value}
-    for other in (test_serve_messages, test_serve_responses):
-        path = getattr(other, "MESSAGES", "/v1/responses")
+def rows() -> Iterator[hostile.Row]:
+    """Every request that means ill, of each protocol."""
+    yield from hostile.rows()
+    for other, path in (
+        (test_serve_messages, "/v1/messages"),
+        (test_serve_responses, "/v1/responses"),
+    ):
         for name, values in other.WRONG.items():
-            yield from ((path, other.told() | {name: value}) for value in values)
+            for value in values:
+                body = other.told() | {name: value}
+                yield hostile.Row(f"{path}: {name} {str(value)[:40]}", path, body, 400)
 
 
 def faults() -> list[str]:
-    """Those that are not refused, and what else is not as it should be."""
-    shared, found = servers.shared(servers.load()), []
-    for path, body in bodies():
-        if (status := servers.ask(shared, path, body).status_code) != 400:
-            found.append(f"{path}: {body}: {status}")
-    for data, status in test_serve.BODIES.items():
-        how = {"content": data, "headers": {"content-type": "application/json"}}
-        if (said := servers.ask(shared, test_serve.COMPLETIONS, **how).status_code) != status:
-            found.append(f"{data[:80]!r}: {said}")
-    if test_serve.used(shared) or shared.models.busy:
+    """Those that are not answered as they should be, and what they leave."""
+    shared = servers.shared(servers.load())
+    shared.models.add(Served("code", servers.code(), shared.limits))
+    found = []
+    for row in rows():
+        how = {"content": row.content, "headers": hostile.JSON}
+        response = servers.ask(shared, row.path, **how)
+        found.append(row.fault(response.status_code, response.content))
+    if not servers.quiet(shared):
         found.append("something is left")
     shared.stop()
-    return found
+    return [fault for fault in found if fault]
 
 
 def test_it_is_refused_as_well_without_assertions():

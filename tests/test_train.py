@@ -227,6 +227,7 @@ def test_the_folder_says_what_it_is_and_holds_no_clock(book, tmp_path):
     names |= {"log.csv", "samples.jsonl", "report.md", "loss.png"}
     assert {p.name for p in outs[0].iterdir()} == names
     card = (outs[0] / "README.md").read_text()
+    assert "****" not in card, "a prompt that is empty is not set in bold"
     assert "seriatim train" in card
     assert "--store bf16" in card
     assert "bits per byte" in card

@@ -113,7 +113,7 @@ def write_card(
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     trained, held_out = (listed(names, NAMED) for names in (parts.trained, parts.held_out))
     shape = "\n".join(f"| {name} | {value} |" for name, value in vars(dial).items())
-    shown = "\n\n".join(f"> **{prompt}**{_quoted(text)}" for prompt, text in samples)
+    shown = "\n\n".join(f"> {_bold(prompt)}{_quoted(text)}" for prompt, text in samples)
     card = f"""# {out.name}
 
 {about}: {dial.parameters:,} parameters, {size:,} bytes of weights, trained with
@@ -142,6 +142,10 @@ Temperature 0.8, the first that came.
 {shown}
 """
     (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def _bold(prompt: str) -> str:
+    return f"**{prompt}**" if prompt else ""
 
 
 def _quoted(text: str) -> str:

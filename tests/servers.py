@@ -20,6 +20,7 @@ import tiny
 from tokenizers import AddedToken, Tokenizer
 
 import seriatim
+from seriatim import codecs
 from seriatim.codecs import text
 from seriatim.codecs.chat import Templates
 from seriatim.serve import mock
@@ -56,6 +57,16 @@ def write_code(folder: Path) -> Path:
     path = tiny.write(folder, codec=False, ids=ids, vocab_size=codec.size)
     codec.save(path)
     return path
+
+
+def of_codec(folder: Path, name: str) -> seriatim.Model:
+    """A tiny model of random weights whose ids a codec has."""
+    codec = codecs.made(name)
+    assert codec is not None
+    ids = dict(bos_token_id=codec.start[0], eos_token_id=codec.ends[0])
+    tiny.write(folder, codec=False, ids=ids, vocab_size=codec.size)
+    codec.save(folder)
+    return seriatim.load(folder, threads=1)
 
 
 def shared(model: seriatim.Model, *, any_model: bool = False, limits=None, **how: Any) -> Shared:
@@ -97,7 +108,7 @@ async def _ask(client: httpx.AsyncClient, path: str, body: Any, **how: Any) -> h
 def events(response: httpx.Response) -> list[Any]:
     """The objects of a stream, which must end as the protocol says."""
     assert response.status_code == 200, response.text
-    frames = response.text.split("\n\n")
+    frames = [frame for frame in response.text.split("\n\n") if frame != ": ping"]
     assert frames[-2:] == ["data: [DONE]", ""]
     assert all(frame.startswith("data: ") for frame in frames[:-1])
     return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]

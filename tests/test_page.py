@@ -5,15 +5,11 @@ import re
 import shutil
 from base64 import b64encode
 from importlib.resources import files
-from pathlib import Path
 
 import httpx
 import pytest
 import servers
-import tiny
 
-import seriatim
-from seriatim import codecs
 from seriatim.serve import mock
 from seriatim.serve.app import ROUTES
 from seriatim.serve.page import FILES
@@ -26,21 +22,11 @@ OBJECTS = {"music": "music:form=chorale", "notes": "music", "protein": "protein"
 SEED = "41"
 
 
-def of_codec(folder: Path, name: str) -> seriatim.Model:
-    """A tiny model of random weights whose ids a codec has."""
-    codec = codecs.made(name)
-    assert codec is not None
-    ids = dict(bos_token_id=codec.start[0], eos_token_id=codec.ends[0])
-    tiny.write(folder, codec=False, ids=ids, vocab_size=codec.size)
-    codec.save(folder)
-    return seriatim.load(folder, threads=1)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     made = servers.shared(servers.load())
     for name, codec in OBJECTS.items():
-        model = of_codec(tmp_path_factory.mktemp(name), codec)
+        model = servers.of_codec(tmp_path_factory.mktemp(name), codec)
         made.models.add(Served(name, model, made.limits))
     yield made
     made.stop()

@@ -1,7 +1,9 @@
 """llama.cpp's routes: as an editor that completes code asks them."""
 
 import json
+from contextlib import ExitStack
 
+import httpx
 import pytest
 import servers
 
@@ -98,3 +100,63 @@ def test_props_say_how_long_a_prompt_may_be(server):
     said = servers.ask(server, "/props").json()
     assert said["default_generation_settings"]["n_ctx"] == 256
     assert "/" not in said["model_alias"]
+
+
+# ---- an editor ----------------------------------------------------------------------------------
+
+BEFORE, TYPED, AFTER = "def add(a, b):\n    ", "return a + b", "\n\nprint(add(1, 2))\n"
+
+
+def at_infill(before: str) -> tuple[str, dict]:
+    return "/infill", {"input_prefix": before, "input_suffix": AFTER, "n_predict": 100}
+
+
+def at_completions(before: str) -> tuple[str, dict]:
+    body = {"model": "code", "prompt": before, "suffix": AFTER, "max_tokens": 100}
+    return "/v1/completions", body
+
+
+def cached(said: dict) -> int:
+    """How much of a prompt was there already."""
+    usage = said.get("usage")
+    return usage["prompt_tokens_details"]["cached_tokens"] if usage else said["tokens_cached"]
+
+
+@pytest.mark.parametrize("asks", [at_infill, at_completions])
+def test_an_editor_asks_at_each_key_and_takes_back_what_it_asked_before(model, asks):
+    """What was taken back is free at once; each prompt but the first is found in the cache."""
+    shared = Shared(models=Models())
+    shared.models.add(Served("code", servers.code(), shared.limits))
+    shared.models.loading = False
+    served, reused = shared.models.get("code"), []
+    with (
+        servers.slow(served.model),
+        servers.running(shared) as (url, _),
+        httpx.Client(base_url=url, timeout=servers.WAIT) as editor,
+    ):
+        before: ExitStack | None = None
+        for key in range(1, len(TYPED)):
+            path, body = asks(BEFORE + TYPED[:key])
+            now = ExitStack()
+            how = {"json": body | {"stream": True, "seed": key, "ignore_end": True}}
+            answer = now.enter_context(editor.stream("POST", path, **how))
+            next(answer.iter_lines())
+            if before is not None:
+                before.close()
+            before = now
+            if key % 4 == 0:
+                said = editor.post(path, json=body | {"seed": key}).json()
+                gap = dict(prefix=BEFORE + TYPED[:key], suffix=AFTER)
+                expected = model.generate(**gap, max_tokens=100, seed=key)
+                assert (
+                    said.get("tokens", said.get("choices", [{}])[0].get("token_ids"))
+                    == expected.ids
+                )
+                reused.append(cached(said))
+        assert before is not None
+        before.close()
+        servers.until(lambda: not served.engine.busy and not shared.models.busy)
+        served.engine.check()
+        pool = served.engine.pool
+        assert pool.available == pool.limit
+    assert len(reused) >= 2 and min(reused) > 0

@@ -1,10 +1,14 @@
 """Anthropic's protocol: in its own client, and by its letter."""
 
+import asyncio
 import json
 
 import anthropic
 import pytest
 import servers
+from pydantic import BaseModel
+
+from seriatim.serve.errors import busy
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HI = [{"role": "user", "content": "Hi"}]
@@ -209,3 +213,68 @@ def test_its_errors(client, server):
     assert caught.value.status_code == 529
     assert caught.value.body["error"]["type"] == "overloaded_error"
     assert int(caught.value.response.headers["retry-after"]) >= 1
+
+
+def test_its_streaming_helpers(client, server, model):
+    how = dict(model="tiny", messages=HI, max_tokens=12, extra_body={"seed": 5})
+    expected = model.chat(HI, template=servers.TEMPLATE, seed=5, max_tokens=12).text
+    with client.messages.stream(**how) as stream:
+        assert "".join(stream.text_stream) == expected
+        assert stream.get_final_text() == expected
+    events = list(client.messages.create(**how, stream=True))
+    assert [e.type for e in events[:2]] == ["message_start", "content_block_start"]
+    assert "".join(e.delta.text for e in events if e.type == "content_block_delta") == expected
+    raw = client.messages.with_raw_response.create(**how)
+    assert raw.headers["request-id"] == raw.parse()._request_id
+
+    async def main():
+        other = anthropic.AsyncAnthropic(base_url=str(client.base_url), api_key="any")
+        async with other, other.messages.stream(**how) as stream:
+            return await stream.get_final_text()
+
+    assert asyncio.run(main()) == expected
+
+
+def test_its_parse(client):
+    class Answer(BaseModel):
+        ok: bool
+
+    how = dict(model="tiny", messages=HI, max_tokens=200, output_format=Answer)
+    assert isinstance(client.messages.parse(**how).parsed_output, Answer)
+    with client.messages.stream(**how) as stream:
+        assert isinstance(stream.get_final_message().parsed_output, Answer)
+
+
+def test_it_retries_when_the_server_is_busy(client, server, monkeypatch):
+    gate, refused = server.models.get("mock:echo").gate, []
+    enter = gate.enter
+
+    def full_at_first(count):
+        if not refused:
+            refused.append(count)
+            raise busy("full")
+        enter(count)
+
+    monkeypatch.setattr(gate, "enter", full_at_first)
+    patient = client.with_options(max_retries=2)
+    said = patient.messages.create(model="mock:echo", messages=HI, max_tokens=9)
+    assert said.content[0].text == "Hi" and refused
+
+
+def test_its_tool_runner_goes_a_whole_round(client, server):
+    """It calls what the model calls, and sends what came of it."""
+    called = []
+
+    @anthropic.beta_tool
+    def add(a: int) -> str:
+        """One more."""
+        called.append(a)
+        return str(a + 1)
+
+    talk = [{"role": "user", "content": CALL}]
+    held = servers.ask(server, MESSAGES, told(thread={"type": "create"})).json()["error"]
+    assert held["details"]["error_code"] == "thread_unsupported_request"
+    runner = client.beta.messages.tool_runner(
+        model="mock:echo", max_tokens=200, tools=[add], messages=talk
+    )
+    assert runner.until_done().content[0].text == "2" and called == [1]

@@ -1,12 +1,15 @@
 """The server at a real port: people's own clients, clients that leave, and how it ends."""
 
+import asyncio
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from time import monotonic
 
 import hostile
@@ -16,6 +19,7 @@ import pytest
 import servers
 from hostile import HI, POST
 
+from seriatim.serve.errors import busy
 from seriatim.serve.limits import Limits
 
 LONG = {"model": "tiny", "prompt": "a", "seed": 1, "ignore_end": True, "stream": True}
@@ -98,14 +102,78 @@ def test_its_errors(client):
     assert next(iter(client.models.list())).id == "tiny"
 
 
-def test_it_retries_when_the_server_is_busy(address, shared):
-    gate = shared.models.get("tiny").gate
+def test_its_retries_are_answered_once_there_is_room(address, shared, monkeypatch):
+    gate, refused = shared.models.get("tiny").gate, []
+    enter = gate.enter
+
+    def full_at_first(count):
+        if len(refused) < 2:
+            refused.append(count)
+            raise busy("full")
+        enter(count)
+
+    monkeypatch.setattr(gate, "enter", full_at_first)
     patient = openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=2)
-    asked, gate.inside = gate.inside, gate.most
-    with pytest.raises(openai.RateLimitError):
-        patient.with_options(max_retries=0).completions.create(model="tiny", prompt="a")
-    gate.inside = asked
-    assert patient.completions.create(model="tiny", prompt="a", max_tokens=1).choices
+    how = dict(model="tiny", prompt="a", max_tokens=1)
+    assert patient.completions.create(**how).choices and len(refused) == 2
+    refused.clear()
+    with pytest.raises(openai.RateLimitError) as caught:
+        patient.with_options(max_retries=1).completions.create(**how)
+    assert caught.value.code == "busy" and int(caught.value.response.headers["retry-after"]) >= 1
+    refused.clear()
+    with pytest.raises(openai.RateLimitError):  # a stream is told before it begins
+        patient.with_options(max_retries=0).completions.create(**how, stream=True)
+
+
+def test_its_raw_responses(client):
+    how = dict(model="mock:echo", messages=HI)
+    raw = client.chat.completions.with_raw_response.create(**how, extra_body={"vendor": 1})
+    assert raw.headers["x-seriatim-ignored"] == "vendor"
+    assert raw.headers["x-request-id"] == raw.parse()._request_id
+    assert raw.parse().choices[0].message.content == "Hi"
+    with client.chat.completions.with_streaming_response.create(**how, stream=True) as raw:
+        assert raw.headers["content-type"] == "text/event-stream; charset=utf-8"
+        lines = [line for line in raw.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+
+
+def test_its_async_client_in_company(address, model):
+    async def main():
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="any") as client:
+            return await asyncio.gather(*(said(client, i, i % 2 == 0) for i in range(8)))
+
+    async def said(client, seed, stream):
+        how = dict(model="tiny", prompt="a", max_tokens=8, seed=seed)
+        if not stream:
+            return (await client.completions.create(**how)).choices[0].text
+        chunks = await client.completions.create(**how, stream=True)
+        return "".join([chunk.choices[0].text async for chunk in chunks])
+
+    alone = [model.generate("a", max_tokens=8, seed=seed).text for seed in range(8)]
+    assert asyncio.run(main()) == alone
+
+
+def test_its_parsed_tools():
+    from pydantic import BaseModel
+
+    class Pick(BaseModel):
+        much: bool
+
+    shared = servers.shared(servers.load())
+    tiny = shared.models.get("tiny").model
+    calls = servers.TEMPLATE + "{# tools <tool_call> #}"
+    tiny.templates = servers.Templates({"default": calls}, tiny.codec, {})
+    with servers.running(shared) as (url, _):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+        how = dict(model="tiny", messages=HI, seed=1, max_tokens=150, parallel_tool_calls=False)
+        how |= dict(tools=[openai.pydantic_function_tool(Pick)], tool_choice="required")
+        (call,) = client.chat.completions.parse(**how).choices[0].message.tool_calls
+        with client.chat.completions.stream(**how) as stream:
+            kinds = {event.type for event in stream}
+            (streamed,) = stream.get_final_completion().choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Pick)
+    assert streamed.function.parsed_arguments == call.function.parsed_arguments
+    assert "tool_calls.function.arguments.done" in kinds
 
 
 # ---- clients that leave, or do not read ---------------------------------------------------------
@@ -261,3 +329,14 @@ def test_the_command_refuses_in_one_line():
             )  # fmt: skip
             assert (ran.returncode, ran.stdout) == (code, ""), ran.stderr
             assert words in ran.stderr and len(ran.stderr.splitlines()) == 1
+
+
+def test_the_pages_examples_are_a_program_that_runs():
+    page = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf-8")
+    program = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    said = ran.stdout.splitlines()
+    assert (ran.returncode, said[-1]) == (0, "0"), ran.stderr
+    assert sum("Say this." in line for line in said) == 3

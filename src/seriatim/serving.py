@@ -3,6 +3,7 @@
 stdout says where, once it is ready; stderr has a line of JSON for each request.
 """
 
+import os
 import resource
 import signal
 import sys
@@ -20,10 +21,17 @@ from seriatim.errors import RequestError, SeriatimError
 from seriatim.terminal import tell, write
 
 if TYPE_CHECKING:
+    from seriatim.serve.log import Log
     from seriatim.serve.served import Served
     from seriatim.serve.shared import Shared
+    from seriatim.serve.spans import Spans
 
 DEFAULT = "tales"
+TRACES = (
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+)
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 SPARE = 128  # file descriptors that are no connections
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -80,6 +88,7 @@ def serve(
         strict=strict,
         log_bodies=log_requests,
     )
+    shared.spans = _spans(shared.log)
     listener = bind(host, port)  # refused before anything is loaded
     _run(shared, listener, names, loading, {"draft": draft, "template": template})
 
@@ -148,6 +157,26 @@ def _check_installed() -> None:
             f"serving needs {missing[0]}, which is not installed",
             fix="pip install 'seriatim[serve]'",
         )
+
+
+def _spans(log: "Log") -> "Spans | None":
+    """What tells a collector of requests, if the environment asks for it in the standard variables.
+
+    Raises:
+        SeriatimError: it does, and there is nothing to do it; or in a way that is not known.
+    """
+    asked = sorted(name for name in TRACES if os.environ.get(name, "none") != "none")
+    off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if off or not asked or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return None
+    try:
+        from seriatim.serve.spans import Spans
+    except ModuleNotFoundError as error:
+        raise SeriatimError(
+            f"{asked[0]} asks for traces, which need {error.name}, which is not installed",
+            fix="pip install 'seriatim[otel]', or set OTEL_SDK_DISABLED=true",
+        ) from None
+    return Spans(log)
 
 
 def _check_keys(host: str, keys: Sequence[str]) -> None:

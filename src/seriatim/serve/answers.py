@@ -6,18 +6,20 @@ The whole answer is the fold of what `follow` gives; a protocol makes words of e
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request
 
 from seriatim.constraints.constraining import GRAMMARS
+from seriatim.engine.request import Usage
 from seriatim.errors import RequestError, ResourceError, SeriatimError
 from seriatim.requesting import abandon
 from seriatim.results import Piece, Result, Stream
 from seriatim.serve.errors import Fault, refused
-from seriatim.serve.metrics import COUNTS
+from seriatim.serve.metrics import COUNTS, PROMPTS
 from seriatim.serve.served import Asked, Served
 from seriatim.serve.shared import Shared
+from seriatim.serve.visit import Visit
 
 T = TypeVar("T")
 
@@ -30,12 +32,12 @@ class Answer:
     """
 
     def __init__(
-        self, shared: Shared, served: Served, fields: frozenset[str], facts: dict[str, Any]
+        self, shared: Shared, served: Served, fields: frozenset[str], visit: Visit
     ) -> None:
         self.served, self.streams = served, list[Stream]()
         self._shared, self._fields, self._began = shared, fields, perf_counter()
-        self._facts = facts
-        facts["model"] = served.name
+        self._visit, self._facts, self._samples = visit, visit.facts, 1
+        self._facts["model"] = served.name
 
     async def run(
         self,
@@ -67,6 +69,8 @@ class Answer:
         slow = asked.slow or not asked.options.keys().isdisjoint(GRAMMARS)
         opened = await self.run(lambda: self.served.open(asked), slow=slow, undo=_abandon)
         self.streams = [s for some in opened for s in some]
+        self._samples = asked.n
+        self._facts["finish"] = [None] * len(self.streams)
 
     def close(self) -> None:
         """End its requests and free their cache; those that are done stay as they are."""
@@ -90,7 +94,7 @@ class Answer:
                     yield index, piece
                 if done:
                     del left[index]
-                    yield index, await self._result(stream)
+                    yield index, await self._result(index)
             if left:
                 await bell.heard()
 
@@ -100,21 +104,30 @@ class Answer:
             found = {i: r async for i, r in steps if isinstance(r, Result)}
         return [found[i] for i in range(len(self.streams))]
 
-    async def _result(self, stream: Stream) -> Result:
+    async def _result(self, index: int) -> Result:
+        stream = self.streams[index]
         error = stream.request.error
         if type(error) is SeriatimError and not self.served.ready:
             raise self.served.stopped from error  # its own words are of the engine's inside
         result = await self._shared.workers.run(stream.result)  # it encodes the output again
-        self._shared.metrics.finished(self.served.name, [result])
-        for name in COUNTS:
-            self._facts[name] = self._facts.get(name, 0) + getattr(result.usage, name)
+        self._facts["finish"][index] = result.finish_reason
+        self._count(index, result.usage)
         return result
+
+    def _count(self, index: int, usage: Usage) -> None:
+        """In the books: a prompt is read once for all its samples."""
+        first = index % self._samples == 0
+        counts = {name: getattr(usage, name) for name in COUNTS if first or name not in PROMPTS}
+        self._shared.metrics.counted(self.served.name, counts)
+        for name, count in counts.items():
+            self._facts[name] = self._facts.get(name, 0) + count
 
     def _timed(self, piece: Piece, latest: float) -> float:
         now, count = perf_counter(), len(piece.ids)
         if count and latest:
             self._shared.metrics.between(self.served.name, now - latest, count)
         elif count:
+            self._facts.setdefault("first_ms", self._visit.ms)
             self._shared.metrics.first(self.served.name, now - self._began)
         return now if count else latest
 
@@ -139,7 +152,7 @@ async def answering(
             400, f"the request asks for {count} samples; expected at most {most}", param="n"
         )
     served.gate.enter(count)
-    answer = Answer(shared, served, fields, request.state.visit.facts)
+    answer = Answer(shared, served, fields, request.state.visit)
     try:
         yield answer
     finally:

@@ -61,6 +61,7 @@ def make(shared: Shared) -> FastAPI:
             route.path,
             _bound(route, shared),
             methods=[route.method],
+            response_class=Response,
             summary=route.about,
             openapi_extra=route.openapi,
             operation_id=f"{route.method.lower()}{route.path}",

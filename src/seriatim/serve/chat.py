@@ -100,7 +100,7 @@ OBJECT = {"type": "object"}
 TABLE = Table(
     (
         own.MODEL,
-        Field("messages", Shaped(_messages, {"type": "array", "items": OBJECT}),
+        Field("messages", Shaped(_messages, {"type": "array", "items": OBJECT, "minItems": 1}),
               "`developer` is `system`; a content is text, or parts of text", required=True),
         Field("max_completion_tokens", Whole(1), "an upper bound", "max_tokens",
               "until the context is full"),
@@ -119,12 +119,12 @@ TABLE = Table(
         own.TRACE,
         Field("tools", Shaped(tools.functions, {"type": "array", "items": OBJECT}),
               "functions, shown by the template; with `strict` arguments are by their schema"),
-        Field("tool_choice", Shaped(_choice_of_tool),
+        Field("tool_choice", Shaped(_choice_of_tool, openai.CHOICE),
               "`none`: they are not shown; `auto`; `required`, or one by its name: a call comes"),
         Field("parallel_tool_calls", Flag(), "false: one call at most"),
         Field("functions", Refused(), ""),
         Field("function_call", Refused(), ""),
-        Field("modalities", Shaped(lambda n, v: Only((["text"],)).check(n, v)), '`["text"]`'),
+        Field("modalities", Only((["text"],)), '`["text"]`'),
         Field("audio", Refused(), ""),
         Field("prediction", Refused("speculate guesses from the conversation"), ""),
         Field("web_search_options", Refused(), ""),
@@ -188,12 +188,7 @@ async def chat(shared: Shared, request: Request) -> Response:
     _check(given)
     served = shared.models.get(given.get("model"))
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, request),
-        frames=lambda: _frames(shared, served, given, request),
-        failed=openai.failed,
+        shared, served, given, request, whole=_whole, frames=_frames, failed=openai.failed
     )
 
 

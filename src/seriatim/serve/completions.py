@@ -25,7 +25,7 @@ from seriatim.results import Piece, Result
 from seriatim.serve import attached, openai, own, tracing
 from seriatim.serve.answers import Answer, answering
 from seriatim.serve.attached import File
-from seriatim.serve.errors import Fault
+from seriatim.serve.errors import Fault, refused
 from seriatim.serve.fields import Field, Flag, Given, Only, Shaped, Table, Text, Whole
 from seriatim.serve.responses import event, respond
 from seriatim.serve.routes import Route
@@ -192,12 +192,7 @@ async def completions(shared: Shared, request: Request) -> Response:
         raise Fault(400, f"best_of is {best}; expected n, or leave it out", param="best_of")
     served = shared.models.get(given.get("model"))
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, request),
-        frames=lambda: _frames(shared, served, given, request),
-        failed=openai.failed,
+        shared, served, given, request, whole=_whole, frames=_frames, failed=openai.failed
     )
 
 
@@ -237,10 +232,17 @@ def _encoded(
             raise RequestError("suffix is given with a file", expected="a prompt of text")
         return [attached.ids(served, prompts[0])], NOTHING
     if (suffix := given.get("suffix")) is None:
-        return requesting.numbered(served.model, prompts), NOTHING
+        return _numbered(served, prompts), NOTHING
     served.check_prompt(suffix)
     gaps = [infilling.infill(served.model, None, prompt, suffix, None) for prompt in prompts]
     return [gap[0] for gap in gaps if gap], next((gap[1] for gap in gaps if gap), NOTHING)
+
+
+def _numbered(served: Served, prompts: Sequence[Prompt]) -> list[list[int]]:
+    try:
+        return requesting.numbered(served.model, prompts)
+    except RequestError as error:  # of a codec, which knows no fields
+        raise refused(error, frozenset()).of("prompt") from error
 
 
 def _object(served: Served, part: str | File) -> Any:

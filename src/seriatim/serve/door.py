@@ -2,11 +2,8 @@
 
 import hmac
 import traceback
-from dataclasses import dataclass, field
 from hashlib import sha256
 from secrets import token_hex
-from time import perf_counter
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,20 +13,11 @@ from seriatim.serve import messages, openai, page
 from seriatim.serve.errors import Fault, Gone, fault_of
 from seriatim.serve.responses import Json
 from seriatim.serve.shared import Shared
+from seriatim.serve.visit import Visit
 
 # Without a key: the first tell nothing but their status, the page is the same for everybody.
 OPEN = frozenset({"/livez", "/readyz", "/health", *page.FILES})
 UNLOGGED = OPEN | {"/metrics"}
-
-
-@dataclass
-class Visit:
-    """A request on its way: what its line of log says."""
-
-    id: str
-    began: float = field(default_factory=perf_counter)
-    status: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Door:
@@ -113,11 +101,12 @@ class Door:
         self._shared.metrics.answered(route, visit.status)
         if route in UNLOGGED and visit.status == 200:
             return
-        took = round(1000 * (perf_counter() - visit.began), 1)
+        if self._shared.spans is not None:
+            visit.facts["trace"] = self._shared.spans.tell(scope, visit, route)
         client = (scope.get("client") or ("",))[0]
         self._shared.log(
             "request", id=visit.id, method=scope["method"], path=scope["path"][:200],
-            status=visit.status, ms=took, client=client, **visit.facts,
+            status=visit.status, ms=visit.ms, client=client, **visit.facts,
         )  # fmt: skip
 
 

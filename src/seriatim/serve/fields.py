@@ -142,16 +142,22 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Refused:
-    """Known and not done: to leave it out silently would be worse."""
+    """Known and not done: to leave it out silently would be worse.
 
-    instead: str = ""
+    Attributes:
+        instead: what to do.
+        code: of the error, where clients know one.
+    """
+
+    instead: str = "leave it out"
+    code: str | None = None
 
     @property
     def schema(self) -> Schema:
         return {"type": "null"}
 
     def check(self, name: str, value: Any) -> Any:
-        raise RequestError(f"{name} is not supported", fix=self.instead or "leave it out")
+        raise Fault(400, f"{name} is not supported; {self.instead}", code=self.code, param=name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +176,12 @@ class Field:
     option: str = ""
     default: Any = None
     required: bool = False
+
+    @property
+    def schema(self) -> Schema:
+        """As JSON Schema: where it is not required, null is the same as nothing."""
+        held = self.kind.schema
+        return held if self.required or not held else {"anyOf": [held, {"type": "null"}]}
 
 
 @dataclass(frozen=True)
@@ -237,7 +249,7 @@ class Table:
     @property
     def schema(self) -> Schema:
         """As JSON Schema, for the OpenAPI document."""
-        properties = {f.name: {**f.kind.schema, "description": f.about} for f in self.fields}
+        properties = {f.name: f.schema | {"description": f.about} for f in self.fields}
         required = [f.name for f in self.fields if f.required]
         return {"type": "object", "required": required, "properties": properties}
 

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from seriatim.serve.responses import Json
-from seriatim.serve.routes import Route
+from seriatim.serve.routes import ERROR, Route
 from seriatim.serve.shared import Shared
 
 
@@ -25,9 +25,10 @@ async def metrics(shared: Shared, request: Request) -> Response:
     return Response(shared.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
+UNREADY = {"anyOf": [ERROR, {"type": "object", "required": ["status"]}]}
 ROUTES = (
     Route("GET", "/livez", live, "The process answers."),
-    Route("GET", "/readyz", ready, "Requests are taken."),
-    Route("GET", "/health", ready, "The same."),
-    Route("GET", "/metrics", metrics, "For Prometheus."),
+    Route("GET", "/readyz", ready, "Requests are taken.", error=UNREADY),
+    Route("GET", "/health", ready, "The same.", error=UNREADY),
+    Route("GET", "/metrics", metrics, "For Prometheus.", media="text/plain"),
 )

@@ -9,6 +9,7 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -46,7 +47,7 @@ SAMPLING = (
     Field("frequency_penalty", Real(-100, 100), "", "frequency_penalty", 0),
     Field("repeat_penalty", Real(1e-6, 1e6), "of all ids so far", "repetition_penalty"),
     Field("seed", Whole(-1, 2**64 - 1), "-1 draws one"),
-    Field("stop", Shaped(own.stops, own.STRINGS), "the text ends before them"),
+    Field("stop", Shaped(own.stops, {"anyOf": [own.STOP, own.STOPS]}), "the text ends before them"),
     Field("n_probs", Whole(0, 20), "so many alternatives of each id"),
     Field("stream", Flag(), "server-sent events"),
     *(field for field in own.OWN if field.name != "repetition_penalty"),
@@ -81,7 +82,7 @@ TOKENIZE = Table(
     )
 )
 DETOKENIZE = Table(
-    (MODEL, Field("tokens", Shaped(lambda name, value: value, own.WHOLES), "ids", required=True))
+    (MODEL, Field("tokens", Shaped(lambda name, value: value, own.IDS), "ids", required=True))
 )
 
 
@@ -160,13 +161,9 @@ async def _read(shared: Shared, request: Request, table: Table) -> tuple[Given, 
 
 async def _said(shared: Shared, request: Request, table: Table, prompt: Prompt) -> Response:
     given, served = await _read(shared, request, table)
+    whole, frames = partial(_whole, prompt=prompt), partial(_frames, prompt=prompt)
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, prompt, request),
-        frames=lambda: _frames(shared, served, given, prompt, request),
-        failed=openai.failed,
+        shared, served, given, request, whole=whole, frames=frames, failed=openai.failed
     )
 
 
@@ -216,7 +213,7 @@ class Completion:
 
 @asynccontextmanager
 async def _open(
-    shared: Shared, served: Served, given: Given, prompt: Prompt, request: Request
+    shared: Shared, served: Served, given: Given, request: Request, prompt: Prompt
 ) -> AsyncIterator[Completion]:
     names = given.table.names
     async with answering(shared, served, 1, names, request) as answer:
@@ -237,9 +234,9 @@ def _options(given: Given, request: Request) -> tuple[dict[str, Any], bool]:
 
 
 async def _whole(
-    shared: Shared, served: Served, given: Given, prompt: Prompt, request: Request
+    shared: Shared, served: Served, given: Given, request: Request, prompt: Prompt
 ) -> dict[str, Any]:
-    async with _open(shared, served, given, prompt, request) as made:
+    async with _open(shared, served, given, request, prompt) as made:
         (result,) = await made.answer.results()
         return await made.answer.run(
             lambda: made.whole(result.text, result) | made.probabilities(0, len(result.ids))
@@ -247,10 +244,10 @@ async def _whole(
 
 
 async def _frames(
-    shared: Shared, served: Served, given: Given, prompt: Prompt, request: Request
+    shared: Shared, served: Served, given: Given, request: Request, prompt: Prompt
 ) -> AsyncGenerator[str, None]:
     """A chunk for each piece, and the end."""
-    async with _open(shared, served, given, prompt, request) as made:
+    async with _open(shared, served, given, request, prompt) as made:
         count = 0
         async with aclosing(made.answer.follow()) as steps:
             async for _, what in steps:

@@ -41,6 +41,7 @@ from seriatim.serve.talk import messages as told
 from seriatim.serve.talk import system
 from seriatim.serve.tools import Call, Calling
 
+THREADS = "thread_unsupported_request"
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
          404: "not_found_error", 413: "request_too_large", 429: "overloaded_error",
          503: "overloaded_error", 529: "overloaded_error"}  # fmt: skip
@@ -50,7 +51,9 @@ def error(fault: Fault, id: str = "") -> tuple[int, dict[str, Any]]:
     """Status and body of a fault; a busy server is 529 here."""
     status = 529 if fault.status == 429 else fault.status
     other = "api_error" if status >= 500 else "invalid_request_error"
-    said = {"type": KINDS.get(status, other), "message": fault.message}
+    said: dict[str, Any] = {"type": KINDS.get(status, other), "message": fault.message}
+    if fault.code == THREADS:  # by this their client knows to send the whole conversation
+        said["details"] = {"error_code": THREADS}
     return status, {"type": "error", "error": said, "request_id": id or None}
 
 
@@ -123,13 +126,14 @@ def _choice(name: str, value: Any) -> tuple[str, bool]:
 
 
 OBJECT, ARRAY = {"type": "object"}, {"type": "array"}
+SYSTEM = {"anyOf": [{"type": "string"}, ARRAY | {"items": OBJECT}]}
 TALK = (
     own.MODEL,
-    Field("messages", Shaped(told, ARRAY | {"items": OBJECT}),
+    Field("messages", Shaped(told, ARRAY | {"items": OBJECT, "minItems": 1}),
           "of `user` and `assistant`; text, or blocks of text, thinking, tool_use and tool_result; "
           "an assistant's text at the end goes on",
           required=True),
-    Field("system", Shaped(system, {}), "text, or blocks of text"),
+    Field("system", Shaped(system, SYSTEM), "text, or blocks of text"),
     Field("thinking", Shaped(_thinking, OBJECT),
           "`enabled` with its budget, `disabled` (the template is told `enable_thinking`), "
           "`adaptive`"),
@@ -147,7 +151,7 @@ TABLE = Table(
         Field("max_tokens", Whole(1), "an upper bound", "max_tokens", required=True),
         Field("temperature", Real(0, 1), "0 is greedy", "temperature", 1.0),
         Field("top_p", Real(0, 1, above=True), "", "top_p", 1.0),
-        Field("stop_sequences", Shaped(_stops, own.STRINGS), "the text ends before them"),
+        Field("stop_sequences", Shaped(_stops, own.STOPS), "the text ends before them"),
         Field("stream", Flag(), "server-sent events"),
         own.SEED,
         *own.OWN,
@@ -155,6 +159,7 @@ TABLE = Table(
         Field("service_tier", Only(("auto", "standard_only")), "there is one"),
         Field("container", Refused(), ""),
         Field("mcp_servers", Refused(), ""),
+        Field("thread", Refused("send the whole conversation without it", THREADS), ""),
         Field("context_management", Refused(), ""),
     )
 )
@@ -168,12 +173,7 @@ async def messages(shared: Shared, request: Request) -> Response:
     given = await shared.read(request, TABLE)
     served = shared.models.get(given.get("model"))
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, request),
-        frames=lambda: _frames(shared, served, given, request),
-        failed=_failed,
+        shared, served, given, request, whole=_whole, frames=_frames, failed=_failed
     )
 
 

@@ -1,12 +1,11 @@
 """What a server did and does, as Prometheus reads it. A registry of its own: nothing is global."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from seriatim.results import Result
 from seriatim.serve.served import Models, Served
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -17,6 +16,7 @@ COUNTS = {
     "drafted": "ids guessed",
     "accepted": "guesses that were right",
 }
+PROMPTS = frozenset({"prompt", "cached"})  # of these, what is a prompt's and no sample's
 
 
 class Metrics:
@@ -74,10 +74,10 @@ class Metrics:
         for _ in range(ids):
             self._between.labels(model).observe(seconds / ids)
 
-    def finished(self, model: str, results: list[Result]) -> None:
-        """What answers took; their prompt is read once."""
-        for name, counter in self._ids.items():
-            counter.labels(model).inc(sum(getattr(r.usage, name) for r in results))
+    def counted(self, model: str, counts: Mapping[str, int]) -> None:
+        """What an answer took, by names of `COUNTS`."""
+        for name, count in counts.items():
+            self._ids[name].labels(model).inc(count)
 
     def text(self) -> bytes:
         """In Prometheus' format."""

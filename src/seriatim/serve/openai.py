@@ -8,7 +8,7 @@ from seriatim.requesting import LONGEST_STOP, MOST_STOPS
 from seriatim.results import Result
 from seriatim.serve.errors import Fault
 from seriatim.serve.fields import Field, Flag, Given, Ignored, Real, Shaped, Whole
-from seriatim.serve.own import SEED, STRINGS, stops
+from seriatim.serve.own import SEED, STOP, STOPS, stops
 from seriatim.serve.responses import event
 from seriatim.serve.spelling import Spelling
 
@@ -58,19 +58,30 @@ def _stream_options(name: str, value: Any) -> dict[str, bool]:
     return value
 
 
+CHOICE = {"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}]}
+BIAS = {
+    "type": "object",
+    "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,10})$"},
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+}
+STREAM_OPTIONS = {
+    "type": "object",
+    "properties": {"include_usage": {"type": "boolean"}, "include_obfuscation": {"const": False}},
+    "additionalProperties": False,
+}
 SAMPLING = (
     Field("temperature", Real(0, 2), "0 is greedy", "temperature", 1.0),
     Field("top_p", Real(0, 1, above=True), "", "top_p", 1.0),
     Field("presence_penalty", Real(-2, 2), "", "presence_penalty", 0),
     Field("frequency_penalty", Real(-2, 2), "", "frequency_penalty", 0),
-    Field("logit_bias", Shaped(_bias, {"type": "object"}),
-          f"by id, -100 to 100; at most {MOST_BIASES:,}", "logit_bias"),
+    Field("logit_bias", Shaped(_bias, BIAS), f"by id, -100 to 100; at most {MOST_BIASES:,}",
+          "logit_bias"),
     SEED,
-    Field("stop", Shaped(stops, {"anyOf": [{"type": "string"}, STRINGS]}),
+    Field("stop", Shaped(stops, {"anyOf": [STOP, STOPS]}),
           f"at most {MOST_STOPS} of {LONGEST_STOP} characters; the text ends before it"),
     Field("n", Whole(1, 128), "samples of each prompt", default=1),
     Field("stream", Flag(), "server-sent events"),
-    Field("stream_options", Shaped(_stream_options, {"type": "object"}),
+    Field("stream_options", Shaped(_stream_options, STREAM_OPTIONS),
           "`include_usage`: a last chunk with the usage; only with `stream`"),
 )  # fmt: skip
 RETURN_IDS = Field("return_token_ids", Flag(), "the prompt's ids too, as `prompt_token_ids`")

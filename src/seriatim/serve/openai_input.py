@@ -10,6 +10,12 @@ from seriatim.serve import tools
 
 Message = dict[str, Any]
 ROLES = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
+INPUT = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "object"}, "minItems": 1},
+    ]
+}
 TEXTS = {"input_text", "output_text", "text"}
 
 

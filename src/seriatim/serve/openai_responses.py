@@ -6,6 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/responses
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_hex
 from time import time
 from typing import Any
@@ -61,7 +62,7 @@ STORED = Refused("nothing is stored: send the whole conversation as input")
 TABLE = Table(
     (
         own.MODEL,
-        Field("input", Shaped(openai_input.messages, {}),
+        Field("input", Shaped(openai_input.messages, openai_input.INPUT),
               "a text, or items: messages of text, `function_call`, `function_call_output`, "
               "`reasoning`", required=True),
         Field("instructions", Text(), "a system message before all others"),
@@ -73,7 +74,7 @@ TABLE = Table(
               "`format`: `text`, `json_object` or `json_schema`"),
         Field("tools", Shaped(openai_input.offered, ARRAY | {"items": OBJECT}),
               "functions, shown by the template; with `strict` arguments are by their schema"),
-        Field("tool_choice", Shaped(openai_input.choice),
+        Field("tool_choice", Shaped(openai_input.choice, openai.CHOICE),
               "`none`: they are not shown; `auto`; `required`, or one by its name: a call comes"),
         Field("parallel_tool_calls", Flag(), "false: one call at most"),
         Field("stream", Flag(), "server-sent events"),
@@ -107,13 +108,9 @@ async def responses(shared: Shared, request: Request) -> Response:
     openai.check_streaming(given)
     served = shared.models.get(given.get("model"))
     telling = Telling()
+    frames = partial(_frames, telling=telling)
     return await respond(
-        shared,
-        request,
-        given,
-        whole=lambda: _whole(shared, served, given, request),
-        frames=lambda: _frames(shared, served, given, request, telling),
-        failed=telling.failed,
+        shared, served, given, request, whole=_whole, frames=frames, failed=telling.failed
     )
 
 

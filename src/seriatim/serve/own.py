@@ -57,12 +57,15 @@ def _ids(name: str, value: Any) -> list[Any]:
 
 
 STRINGS = {"type": "array", "items": {"type": "string"}}
-WHOLES = {"type": "array", "items": {"type": "integer"}}
+STOP = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP}
+STOPS = {"type": "array", "items": STOP, "maxItems": MOST_STOPS}
+IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+SCHEMA = {"type": ["object", "string"]}  # also as its JSON text
 
 MODEL = Field("model", Text(), "one of `/v1/models`", required=True)
 SEED = Field(
     "seed",
-    Shaped(_seed, {"type": "integer"}),
+    Shaped(_seed, {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}),
     "the same seed, the same ids in any company; drawn and returned if not given",
     "seed",
 )
@@ -76,14 +79,14 @@ OWN = (
     Field("xtc_threshold", Real(0, 1), "", "xtc_threshold"),
     Field("min_tokens", Whole(0), "ids before an end may come", "min_tokens"),
     Field("ignore_end", Flag(), "go on past end ids", "ignore_end"),
-    Field("allowed_ids", Shaped(_ids, WHOLES), "no others", "allowed_ids"),
-    Field("banned_ids", Shaped(_ids, WHOLES), "not these", "banned_ids"),
+    Field("allowed_ids", Shaped(_ids, IDS), "no others", "allowed_ids"),
+    Field("banned_ids", Shaped(_ids, IDS), "not these", "banned_ids"),
     Field("loop_limit", Whole(0), "ends once the last ids repeat so often", "loop_limit"),
     Field("speculate", Only(("ngram", "suffix")), "guesses; the ids stay the same", "speculate"),
     Field("regex", Text(), "what the text must match whole", "regex"),
     Field("grammar", Text(), "what the text must match whole", "grammar"),
     Field("choices", Shaped(texts, STRINGS), "what the text may be", "choices"),
-    Field("json_schema", Shaped(lambda name, value: value), "of the text", "json_schema"),
+    Field("json_schema", Shaped(lambda name, value: value, SCHEMA), "of the text", "json_schema"),
 )  # fmt: skip
 
 TRACE = Field(

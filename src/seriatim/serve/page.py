@@ -53,6 +53,6 @@ def _file(name: str) -> tuple[bytes, str]:
 
 
 ROUTES = tuple(
-    Route("GET", path, page, "The playground." if path == "/" else "A part of the playground.")
-    for path in FILES
+    Route("GET", path, page, "The playground." if path == "/" else "Of the playground.", media=kind)
+    for path, (_, kind) in FILES.items()
 )

@@ -14,6 +14,7 @@ from seriatim.serve import own
 from seriatim.serve.errors import Fault, Gone, fault_of
 from seriatim.serve.fields import Given
 from seriatim.serve.limits import Limits
+from seriatim.serve.served import Served
 from seriatim.serve.shared import Shared
 
 T = TypeVar("T")
@@ -39,11 +40,12 @@ class Json(Response):
 
 async def respond(
     shared: Shared,
-    request: Request,
+    served: Served,
     given: Given,
+    request: Request,
     *,
-    whole: Callable[[], Coroutine[Any, Any, Any]],
-    frames: Callable[[], AsyncGenerator[str, None]],
+    whole: Callable[[Shared, Served, Given, Request], Coroutine[Any, Any, Any]],
+    frames: Callable[[Shared, Served, Given, Request], AsyncGenerator[str, None]],
     failed: Callable[[Fault], str],
 ) -> Response:
     """The whole answer, or its stream if that was asked for.
@@ -51,10 +53,10 @@ async def respond(
     Args:
         failed: the frame that says what ended a stream.
     """
-    headers = own.headers(given)
+    asked, headers = (shared, served, given, request), own.headers(given)
     if given.get("stream"):
-        return Events(shared, frames(), failed, headers)
-    return Json(await unless_gone(request.receive, whole()), headers=headers)
+        return Events(shared, frames(*asked), failed, headers)
+    return Json(await unless_gone(request.receive, whole(*asked)), headers=headers)
 
 
 class Events(Response):

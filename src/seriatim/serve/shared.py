@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
@@ -14,6 +14,9 @@ from seriatim.serve.limits import Limits, Workers
 from seriatim.serve.log import Log
 from seriatim.serve.metrics import Metrics
 from seriatim.serve.served import Models
+
+if TYPE_CHECKING:
+    from seriatim.serve.spans import Spans
 
 LONGEST = 100_000  # characters of a body in the log
 
@@ -27,6 +30,7 @@ class Shared:
         hosts: by which it may be called; None: any.
         strict: unknown fields are refused.
         log_bodies: what was asked is logged as well.
+        spans: tells a collector of requests; None: nobody is told.
     """
 
     models: Models = field(default_factory=Models)
@@ -36,6 +40,7 @@ class Shared:
     strict: bool = False
     log_bodies: bool = False
     log: Log = field(default_factory=Log)
+    spans: "Spans | None" = None
 
     def __post_init__(self) -> None:
         self.workers = Workers(self.limits.workers, self.limits.compile_seconds)
@@ -49,13 +54,14 @@ class Shared:
         Raises:
             Fault, Gone: as `Bodies.json` and `Table.read`.
         """
+        visit = request.state.visit
 
         def read(body: Any) -> Given:
             if self.log_bodies:
-                request.state.visit.facts["body"] = json.dumps(body)[:LONGEST]
+                visit.facts["body"] = json.dumps(body)[:LONGEST]
             return table.read(body, strict=self.strict)
 
-        given = await self.bodies.json(request, read)
+        visit.given = given = await self.bodies.json(request, read)
         self.metrics.ignored(len(given.ignored))
         return given
 
@@ -71,4 +77,6 @@ class Shared:
         for served in self.models:
             served.engine.stop()
         self.workers.stop()
+        if self.spans is not None:
+            self.spans.stop()
         self.log.close()

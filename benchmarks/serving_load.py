@@ -91,7 +91,7 @@ def served(model: seriatim.Model, prompts: list[list[int]], tokens: int) -> dict
     shared = servers.Shared(models=servers.Models())
     shared.models.add(servers.Served("words", model, shared.limits))
     shared.models.loading = False
-    shared.log.close()
+    shared.log.close()  # its lines would be among the figures
     with servers.running(shared) as (url, _):
         return streamed(int(url.rpartition(":")[2]), prompts, tokens)
 
@@ -136,11 +136,11 @@ def show_load(rows: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -
     print(f"{args.streams} streams of {args.prompt} + {args.tokens} ids, {args.threads} threads")
     for name, some in rates.items():
         print(f"{name:14}{median(some):8.1f} tokens/s ({min(some):.1f}-{max(some):.1f})")
-    for name in rates.keys() - {"server"}:
+    for name in [name for name in rates if name != "server"]:
         ratio = median(rates["server"]) / median(rates[name])
         print(f"server / {name}: {ratio:.3f}")
     step = median(row["step"] for row in rows["engine alone"])
-    for name in rows.keys() - {"engine alone"}:
+    for name in [name for name in rows if name != "engine alone"]:
         worst = median(percentile(row["between"], 99) for row in rows[name])
         first = median(median(row["first"]) for row in rows[name])
         print(

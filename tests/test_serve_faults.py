@@ -111,6 +111,35 @@ def test_clients_that_vanish_leave_nothing(shared, url, client, model):
     assert after["token_ids"] == expected.ids
 
 
+# ---- clients that say nothing -------------------------------------------------------------------
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for():
+    shared = servers.shared(servers.load(), limits=Limits(body_seconds=0.3))
+    with servers.running(shared) as (url, _):
+        data = POST + b"Content-Length: 10\r\n\r\n{"
+        assert hostile.exchanged(port_of(url), data) == [408]
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_a_connection_that_asks_no_more_is_closed_after_a_while():
+    shared = servers.shared(servers.load(), limits=Limits(idle_seconds=1))
+    with servers.running(shared) as (url, _):
+        assert hostile.exchanged(port_of(url), b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n") == [200]
+
+
+def test_where_there_is_no_room_for_a_connection_an_idle_one_makes_it():
+    shared = servers.shared(servers.load(), limits=Limits(connections=5))
+    with servers.running(shared) as (url, server), ExitStack() as open:
+        for _ in range(9):
+            idle = socket.create_connection(("127.0.0.1", port_of(url)))
+            open.enter_context(idle)
+            idle.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+        servers.until(lambda: len(server.server_state.connections) <= 5)
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
 # ---- more than there is room for ----------------------------------------------------------------
 
 

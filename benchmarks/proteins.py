@@ -13,7 +13,8 @@ row to learn from that resembles a held-out one as much. Nats per column count g
 the end not at all. How a wild type gets to a family's columns is said in docs/protein.md.
 
 GFP: each variant to learn from has its quantile of brightness as a mark in front. What a model says
-of another is the mean brightness of the quantiles, weighted by p(quantile) p(sequence | quantile).
+of another is the mean brightness of the quantiles, weighted by p(quantile) p(sequence | quantile);
+beside it p(sequence | brightest), for which it need not have learned to tell quantiles apart.
 """
 
 import argparse
@@ -182,6 +183,8 @@ def brightness(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     nats = np.array(
         [[_nats(model, Record(s, "", f"q{q}")) for q in range(BINS)] for s in sequences]
     )
+    score = spearman(-nats[:, -1], truth)
+    yield {"what": f"{asked.model}, p(sequence | brightest)", "rows": len(truth), "spearman": score}
     weight = np.array(facts["shares"]) * np.exp(nats.min(1, keepdims=True) - nats)
     guess = weight @ np.array(facts["means"]) / weight.sum(1)
     yield {"what": asked.model, "rows": len(truth), "spearman": spearman(guess, truth)}

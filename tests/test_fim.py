@@ -178,9 +178,8 @@ def test_gaps_of_whole_lines_are_lines_and_their_share_is_as_drawn():
     """Each line but the last may be the first; half of the gaps have one line, a quarter two."""
     text, count = "".join(f"{n}\n" for n in range(20)), 2000
     ids = codec().prompt(text)
-    made = [
-        objective(fim_lines=1.0, fim_order="psm").rewritten(ids, draw(0, n)) for n in range(count)
-    ]
+    aim = objective(fim_lines=1.0, fim_order="psm")
+    made = [aim.rewritten(ids, draw(0, n)) for n in range(count)]
     sizes, firsts = Counter(), Counter()
     for one in made:
         before, middle, after = (spelt(part).decode() for part in parts(one)[1:])

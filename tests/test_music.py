@@ -512,7 +512,7 @@ def test_a_frame_that_is_none_is_named(frames, names):
         ({"frames": [[60, 61, 62, 63, 64]]}, "frame 0 is"),
         ({"frames": [[60.5]]}, "60.5"),
         ({"frames": [["C4"]]}, "C4"),
-        ({"frames": [[float("inf")]]}, "inf"),
+        ({"frames": [[float("inf")]]}, "Infinity"),
         ({"train": [[[60]], [[61]]]}, "holds 2 pieces"),
         ({"train": 5}, "JSON int"),
         ({"train": [5]}, "the piece is 5"),

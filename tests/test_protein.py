@@ -260,14 +260,15 @@ def test_a_line_of_any_length_takes_the_memory_of_a_short_one(tmp_path, monkeypa
     ]  # fmt: skip
 
 
-def test_blanks_neither_fill_the_memory_nor_hide_what_follows_them(tmp_path):
+def test_blanks_neither_fill_the_memory_nor_hide_what_follows_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(_fasta, "LIMIT", 1 << 20)
     path = tmp_path / "blank.fasta.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(b">a\nMKV\n")
         file.write(b"\n" * (_fasta.LIMIT + 1))
         file.write(b">b\nMKV\n>c\n")
         file.write(b" " * (_fasta.LIMIT + 1) + b"MKV\n")
-    too_long = "a record longer than 16,777,216 bytes"
+    too_long = "a record longer than 1,048,576 bytes"
     first, second, third = found(CODEC, path)
     assert first[1] == f"line 1: {too_long}"
     assert second[1] == "MKV"

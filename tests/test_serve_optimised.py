@@ -19,7 +19,7 @@ from seriatim.serve.served import Served
 
 
 def rows() -> Iterator[hostile.Row]:
-    """A third of the requests that mean ill, and those of two protocols; all are tried elsewhere."""
+    """A third of the requests that mean ill, and all of two protocols."""
     yield from list(hostile.rows())[::3]
     for other, path in (
         (test_serve_messages, "/v1/messages"),

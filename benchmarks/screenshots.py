@@ -7,15 +7,12 @@ The seeds are given, so the ids are the same wherever this runs; fonts may diffe
 """
 
 import argparse
-import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from served import Serving
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
@@ -74,21 +71,6 @@ SHOTS = {
 }  # fmt: skip
 
 
-@contextmanager
-def served(models: list[str]) -> Iterator[str]:
-    """The address of a server of these models."""
-    named = [word for name in models[1:] for word in ("--model", name)]
-    command = [sys.executable, "-m", "seriatim", "serve", models[0], *named, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            said = server.stdout.readline() if server.stdout else ""
-            if (found := re.search(r"http://\S+", said)) is None:
-                raise SystemExit(f"the server said {said!r}")
-            yield found[0]
-        finally:
-            server.terminate()
-
-
 def take(browser: Any, address: str, shot: Shot, path: Path) -> None:
     width, height = shot.size
     page = browser.new_page(
@@ -125,10 +107,11 @@ def main() -> None:
 
     shots = {k: s for k, s in SHOTS.items() if not asked.only or any(o in k for o in asked.only)}
     models = sorted({shot.model for shot in shots.values()})
-    with served(models) as address, sync_playwright() as play:
+    named = [word for name in models[1:] for word in ("--model", name)]
+    with Serving(models[0], *named) as server, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"))
         for name, shot in shots.items():
-            take(browser, address, shot, asked.folder / f"{name}.png")
+            take(browser, server.url, shot, asked.folder / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,10 @@ from seriatim.serve.shared import Shared
 WAIT = 60  # seconds until a test gives up; none waits that long
 BASE = "http://127.0.0.1"
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+THINKS = (  # reasons between markers that it names, and calls in the form of Hermes
+    "{# tools <tool_call> <think> </think> #}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content or '' }}<|end|>{% endfor %}assistant: "
+)
 STAR = ("<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>")
 
 
@@ -78,6 +82,14 @@ def shared(model: seriatim.Model, *, any_model: bool = False, limits=None, **how
         silent, script = mock.model(name)
         made.models.add(Served(name, silent, made.limits, script=script))
     made.models.loading = False
+    return made
+
+
+def thinking() -> Shared:
+    """`shared` of the tiny model, where mock:echo reasons and calls."""
+    made = shared(load())
+    echo = made.models.get("mock:echo").model
+    echo.templates = Templates({"default": THINKS}, echo.codec, {})
     return made
 
 

@@ -3,8 +3,6 @@
 The table is also a program, so that it runs under `python -O`: `python -O test_bad_input.py`.
 """
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import unasserted
 
 import seriatim
 from seriatim.errors import RequestError, SeriatimError, shown
@@ -241,15 +240,7 @@ def test_it_is_refused_in_one_line_that_says_what_and_leaves_nothing(model, name
 
 def test_it_is_refused_as_well_without_assertions():
     """`python -O` removes every assert: none of them may have been a guard."""
-    source = Path(seriatim.__file__).parents[1]
-    path = os.pathsep.join([str(source), str(Path(__file__).parent)])
-    done = subprocess.run(
-        [sys.executable, "-O", __file__],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = unasserted.run(__file__)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -12,10 +12,6 @@ from seriatim.serve.errors import busy
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HI = [{"role": "user", "content": "Hi"}]
-THINKS = (  # reasons between markers that it names: <think> </think>; calls as Hermes does
-    "{% for m in messages %}{{ m.role }}: {{ m.content or '' }}<|end|>{% endfor %}assistant: "
-    "{# <think> </think> tools <tool_call> #}"
-)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
           "additionalProperties": False}  # fmt: skip
 CALLS = servers.TEMPLATE + "{# tools <tool_call> #}"
@@ -31,10 +27,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def server():
-    made = servers.shared(servers.load())
-    echo = made.models.get("mock:echo").model
-    echo.templates = servers.Templates({"default": THINKS}, echo.codec, {})
-    return made
+    return servers.thinking()
 
 
 @pytest.fixture(scope="module")

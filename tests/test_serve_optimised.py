@@ -3,18 +3,15 @@
 It is a program too, for that: `python -O test_serve_optimised.py`.
 """
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import hostile
 import servers
 import test_serve_messages
 import test_serve_responses
+import unasserted
 
-import seriatim
 from seriatim.serve.served import Served
 
 
@@ -47,14 +44,7 @@ def faults() -> list[str]:
 
 
 def test_it_is_refused_as_well_without_assertions():
-    path = os.pathsep.join([str(Path(seriatim.__file__).parents[1]), str(Path(__file__).parent)])
-    ran = subprocess.run(
-        [sys.executable, "-O", __file__],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = unasserted.run(__file__)
     assert (ran.returncode, ran.stdout) == (0, "as expected\n"), ran.stdout + ran.stderr[-2000:]
 
 

@@ -10,10 +10,6 @@ from pydantic import BaseModel
 RESPONSES = "/v1/responses"
 CALL = 'Sure. <tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
 ADD = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": None}
-THINKS = (  # reasons between markers that it names, and calls in the form of Hermes
-    "{# tools <tool_call> <think> </think> #}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content or '' }}<|end|>{% endfor %}assistant: "
-)
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +20,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def server():
-    made = servers.shared(servers.load())
-    echo = made.models.get("mock:echo").model
-    echo.templates = servers.Templates({"default": THINKS}, echo.codec, {})
-    return made
+    return servers.thinking()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ whose weights were mixed up, rounded wrongly or trained with another codec score
 import io
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -16,15 +15,7 @@ from seriatim import zoo
 from seriatim.codecs.music import Chorale
 from seriatim.codecs.protein import Record
 
-DATA = Path(__file__).parents[1] / "../shared/data"
 MOST = {"tales": 8e6, "python": 6e6, "chorales": 4e6, "proteins": 4e6, "icons": 4e6}  # bytes
-
-
-def data(path: str) -> Path:
-    file = DATA / path
-    if not file.exists():
-        pytest.skip(f"no {path} beside the repository")
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +95,8 @@ def test_python_fills_a_gap_and_stops(model):
     assert result.finish_reason == "stop" and result.ids
 
 
-def test_chorales_know_bach(model):
-    pieces = json.loads(data("music/jsb/jsb-chorales-8th.json").read_text())["test"]
+def test_chorales_know_bach(model, data):
+    pieces = json.loads((data / "music/jsb/jsb-chorales-8th.json").read_text())["test"]
     chorale = Chorale(tuple(tuple(frame) for frame in pieces[0]))
     score = model("chorales").score(chorale)
     assert score.nats / score.units < 7, "nats of a frame; four voices by chance have about 17"

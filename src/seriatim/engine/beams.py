@@ -13,7 +13,7 @@ import numpy as np
 
 from seriatim.engine.request import Request
 from seriatim.engine.sampler import log_sum
-from seriatim.engine.sampler_reference import processed
+from seriatim.engine.sampler_reference import processed, unpacked
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,8 @@ class Next:
         if request.generated < request.options.min_tokens and not request.options.ignore_end:
             allowed[list(self.ends)] = False
         for guide in request.guides:
-            if (mask := guide.mask(request.answer)) is None:
-                continue
-            words = mask.astype("<u4", copy=False).view(np.uint8)
-            allowed &= np.unpackbits(words, bitorder="little")[:size].astype(bool)
+            if (mask := guide.mask(request.answer)) is not None:
+                allowed &= unpacked(mask)[:size]
         return allowed
 
 

@@ -197,6 +197,12 @@ def _repetitions(ids: Sequence[int], how: Sampling) -> dict[int, int]:
     return longest
 
 
+def unpacked(words: np.ndarray) -> np.ndarray:
+    """bool [id] of a mask in words of 32 bits; the lowest bit of the first is id 0."""
+    bits = np.unpackbits(words.astype("<u4", copy=False).view(np.uint8), bitorder="little")
+    return bits.astype(bool)
+
+
 def _masked(
     x: np.ndarray, how: Sampling, forbidden: Sequence[int], masks: Sequence[np.ndarray]
 ) -> np.ndarray:
@@ -207,8 +213,7 @@ def _masked(
         hidden[list(how.allowed_ids)] = False
     hidden[list(how.banned_ids) + list(forbidden)] = True
     for words in masks:
-        bits = np.unpackbits(words.astype("<u4", copy=False).view(np.uint8), bitorder="little")
-        hidden |= bits[: len(x)] == 0
+        hidden |= ~unpacked(words)[: len(x)]
     x = np.where(hidden, -np.inf, x)
     if x.max() == -np.inf:
         raise nothing_left(how, forbidden, masks)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seriatim import scoring
 from seriatim.codecs import Codec, Lawful
+from seriatim.engine.sampler_reference import unpacked
 from seriatim.errors import RequestError
 from seriatim.train.report import Score
 from seriatim.train.shards import learned, read
@@ -123,8 +124,8 @@ def sample(
 
 def _allowed(words: np.ndarray, size: int) -> np.ndarray:
     """bool [id] of a codec's mask."""
-    bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")[:size]
-    return np.pad(bits, (0, size - len(bits))).astype(bool)
+    bits = unpacked(words)[:size]
+    return np.pad(bits, (0, size - len(bits)))
 
 
 def opening(prompt: str | None, codec: Codec, *, context: int) -> list[int]:
